@@ -1,0 +1,56 @@
+# splitserve: `make demo` and `make test` set up what they need; `make help` lists the rest.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+IMAGES ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test fmt check slim bench bench-accuracy fuzz clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+setup: $(STAMP)  ## install everything for development into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	    || { rm -rf $(VENV); echo "the venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## split EfficientNet-Lite0 over an emulated link and compare every way to run it
+	$(BIN)/splitserve demo $(ARGS)
+
+test: $(STAMP)  ## run every test
+	$(BIN)/python -m pytest -q $(ARGS)
+
+fmt: $(STAMP)  ## format the code
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+check: $(STAMP)  ## format, lint, types, imports: what pre-commit runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+slim: $(STAMP)  ## prove that [edge] alone encodes and talks to a cloud
+	$(BIN)/python tests/slim/prove.py
+
+fuzz: $(STAMP)  ## throw bytes at both decoders: make fuzz ARGS='--seconds 600'
+	$(BIN)/python tests/fuzz.py $(ARGS)
+
+bench: $(STAMP)  ## the slow measurements behind the figures in docs/
+	$(BIN)/splitserve bench overhead
+	$(BIN)/splitserve bench memory
+	$(BIN)/splitserve bench borders
+	$(BIN)/splitserve bench footprint
+
+bench-accuracy: $(STAMP)  ## top-1 and top-5 on labelled pictures: make bench-accuracy IMAGES=DIR
+	@test -n "$(IMAGES)" || { echo "name a folder with labels.csv: make bench-accuracy IMAGES=DIR"; exit 2; }
+	$(BIN)/splitserve bench accuracy --images $(IMAGES)
+
+clean:  ## remove what the targets made, the environment too
+	rm -rf $(VENV) $(VENV)-slim build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The cloud service: decodes features, runs the tail, answers."""

@@ -1,0 +1,125 @@
+"""Decode features, run the tail, encode the answer. Knows no HTTP."""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from splitserve.artifact import Artifact
+from splitserve.codec import Codec, RawCodec, codec_by_number
+from splitserve.errors import ContractError, SplitServeError, UnknownArtifactError
+from splitserve.picture import normalise
+from splitserve.runtime import Chain
+from splitserve.tensors import Array, TensorSpec, mismatch
+from splitserve.wire import Reply, Request, Section, Timings
+
+OUTPUT_CODEC = RawCodec(exact=True)
+
+
+class Tail:
+    """The tails of one artifact, one per cut, over one set of loaded segments.
+
+    Args:
+        artifact: the verified artifact.
+        chain: its loaded segments.
+        max_batch: largest free dimension that a request may ask for.
+    """
+
+    def __init__(self, artifact: Artifact, chain: Chain, max_batch: int = 64) -> None:
+        self.artifact = artifact
+        self._chain = chain
+        self._max_batch = max_batch
+
+    def warm_up(self) -> None:
+        """Run every tail once on zeros, so that the first request finds everything ready."""
+        for position in range(len(self._chain)):
+            zeros = {
+                spec.name: np.zeros(
+                    [d if isinstance(d, int) else 1 for d in spec.shape], spec.dtype
+                )
+                for spec in self.artifact.manifest.egress(position)
+            }
+            self._chain.run(zeros, position, len(self._chain))
+
+    def check(self, request: Request) -> Codec:
+        """Refuse what does not fit the artifact, before anything is allocated.
+
+        Returns:
+            The codec that decodes the request.
+
+        Raises:
+            UnknownArtifactError: the request was made for another artifact.
+            ContractError: no such cut, or shapes that contradict the manifest.
+            CodecError: an unknown codec.
+        """
+        if request.artifact_id != self.artifact.id:
+            raise UnknownArtifactError(
+                f"the request is for artifact {request.artifact_id.hex()}, this service holds"
+                f" {self.artifact.id.hex()}"
+            )
+        if request.cut >= len(self._chain):
+            raise ContractError(f"no tail after position {request.cut} of {len(self._chain)}")
+        codec = codec_by_number(request.codec)
+        shapes = [section.shape for section in request.sections]
+        problem = mismatch(self._specs(request.cut, codec), shapes)
+        if problem:
+            raise ContractError(problem)
+        largest = max((size for shape in shapes for size in shape[:1]), default=0)
+        if largest > self._max_batch:
+            raise ContractError(f"a batch of {largest} is over the limit of {self._max_batch}")
+        return codec
+
+    def _specs(self, position: int, codec: Codec) -> tuple[TensorSpec, ...]:
+        """Specs of what travels: the egress tensors, or pixels for a picture codec."""
+        manifest = self.artifact.manifest
+        if not codec.takes_pixels:
+            return manifest.egress(position)
+        if position != 0 or manifest.preprocess is None or len(manifest.inputs) != 1:
+            raise ContractError(f"codec {codec.name} carries pictures, at the input only")
+        crop = manifest.preprocess.crop
+        return (TensorSpec(name=manifest.inputs[0].name, dtype="uint8", shape=(1, *crop, 3)),)
+
+    def answer(self, request: Request, queue_s: float = 0.0, load: float = 0.0) -> Reply:
+        """Finish one request.
+
+        Args:
+            request: a decoded frame.
+            queue_s: seconds it waited, for the reply.
+            load: share of execution slots in use, for the reply.
+
+        Raises:
+            ContractError: the request does not fit the artifact.
+            CodecError: a payload that its codec cannot decode.
+            RuntimeFailureError: the tail failed.
+        """
+        started = time.perf_counter()
+        tensors = self._decode(request, self.check(request))
+        decoded = time.perf_counter()
+        outputs = self._chain.run(tensors, request.cut, len(self._chain))
+        timings = Timings(queue_s, decoded - started, time.perf_counter() - decoded, load)
+        return Reply(
+            request_id=request.request_id,
+            artifact_id=request.artifact_id,
+            cut=request.cut,
+            codec=OUTPUT_CODEC.number,
+            sections=self._sections(outputs),
+            timings=timings,
+        )
+
+    def _decode(self, request: Request, codec: Codec) -> dict[str, Array]:
+        specs = self._specs(request.cut, codec)
+        tensors = {
+            spec.name: codec.decode(memoryview(section.payload), section.shape, spec.dtype)
+            for spec, section in zip(specs, request.sections, strict=True)
+        }
+        preprocess = self.artifact.manifest.preprocess
+        if not codec.takes_pixels or preprocess is None:
+            return tensors
+        return {name: normalise(pixels[0], preprocess) for name, pixels in tensors.items()}
+
+    def _sections(self, outputs: Mapping[str, Array]) -> tuple[Section, ...]:
+        specs = self.artifact.manifest.outputs
+        arrays = [outputs[spec.name] for spec in specs]
+        if any(not isinstance(array, np.ndarray) for array in arrays):
+            raise SplitServeError("the model answers with something other than dense tensors")
+        return tuple(Section(array.shape, OUTPUT_CODEC.encode(array)) for array in arrays)

@@ -1,0 +1,109 @@
+"""`splitserve agent`: follow a source, answer every input, one JSON line each."""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from edge_agent.answer import Answer, write_answer
+from edge_agent.head import Head, Plan
+from edge_agent.loop import Agent
+from edge_agent.source import open_source, until
+from edge_agent.uplink import open_uplink
+from splitserve.artifact import INPUT, OUTPUT, Artifact, load_artifact
+from splitserve.codec import build_codec
+from splitserve.errors import UsageError
+from splitserve.logs import configure_logging
+from splitserve.runtime import RuntimeOptions, open_chain
+from splitserve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Options(Settings):
+    """Run the edge agent: head here, tail in the cloud, one JSON line per answer.
+
+    When the cloud does not answer in time, the rest of the model runs here and the answer says so.
+    """
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="splitserve agent", env_prefix="SPLITSERVE_AGENT_"
+    )
+
+    artifact: Path
+    """Artifact folder, the same as the cloud's."""
+    source: str
+    """Folder of pictures, one picture, or - for paths on standard input."""
+    cloud: str | None = None
+    """The service, http(s)://host:port; without it every answer is made here."""
+    cut: str | None = None
+    """Where to cut: a name of the artifact, `input` (all in the cloud) or `output` (all here)."""
+    codec: str | None = None
+    """raw, affine-u8, jpeg or webp; by default jpeg at the input and affine-u8 elsewhere."""
+    quality: int | None = Field(default=None, ge=1, le=100)
+    """Quality of jpeg and webp."""
+    watch: bool = False
+    """Keep following the folder until SIGTERM."""
+    deadline_s: float = Field(default=2.0, gt=0, le=3600)
+    """Seconds from taking an input up to its answer."""
+    in_flight: int = Field(default=1, ge=1, le=256)
+    """Inputs under way at once; 2 or more overlap the head with the link."""
+    transport: str = "stream"
+    """stream (one WebSocket) or http (one request each)."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """Threads of the head; 0 means the cores this process may use."""
+    slowdown: float = Field(default=1.0, ge=1, le=1000)
+    """Stretch the time of everything computed here, to stand in for a slower device."""
+    log_level: str = Field(default="WARNING", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    """Lowest level logged."""
+    log_json: bool = True
+    """One JSON object a log line, or plain text."""
+
+
+def run(options: Options) -> int:
+    """Answer until the source ends or a signal comes; 1 when an input got no answer."""
+    configure_logging(options.log_level, as_json=options.log_json)
+    return asyncio.run(_run(options))
+
+
+async def _run(options: Options) -> int:
+    artifact = load_artifact(options.artifact)
+    chain = open_chain(artifact, RuntimeOptions(threads=options.threads))
+    head = Head(artifact, chain, options.slowdown)
+    plan = _choose_plan(options, artifact, head)
+    source = open_source(options.source, watch=options.watch)
+    uplink = open_uplink(options.transport, options.cloud) if options.cloud else None
+    agent = Agent(head, plan, uplink, options.deadline_s)
+    await agent.warm_up()
+    logger.info("ready", extra={"cut": plan.cut, "providers": list(chain.providers)})
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    failures = 0
+
+    def sink(answer: Answer) -> None:
+        nonlocal failures
+        failures += answer.answered_by == "nobody"
+        write_answer(answer, sys.stdout)
+
+    try:
+        await agent.run(until(source, stop), options.in_flight, sink)
+    finally:
+        await agent.close()
+    return 1 if failures else 0
+
+
+def _choose_plan(options: Options, artifact: Artifact, head: Head) -> Plan:
+    cut = options.cut
+    if cut is None and options.cloud:
+        names = ", ".join(artifact.manifest.positions)
+        raise UsageError(f"name where to cut with --cut; this artifact has: {names}")
+    cut = cut or OUTPUT
+    if cut != OUTPUT and not options.cloud:
+        raise UsageError(f"--cut {cut} needs a cloud: add --cloud http://host:port")
+    codec = options.codec or ("jpeg" if cut == INPUT else "affine-u8")
+    return head.plan(cut, build_codec(codec, options.quality))

@@ -1,0 +1,63 @@
+"""When to leave the cloud alone: a circuit breaker with half-open probes."""
+
+import random
+import time
+from collections.abc import Callable
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
+JITTER = 0.2
+
+
+class Breaker:
+    """Closed while the cloud answers; opens at a failure, then lets one probe through at a time.
+
+    The pause doubles with every failed probe, up to a limit, with jitter so that a fleet does not
+    come back in step.
+
+    Args:
+        clock: seconds that never go back.
+        generator: source of the jitter.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        generator: random.Random | None = None,
+    ) -> None:
+        self._clock = clock
+        self._random = generator or random.Random()  # noqa: S311  # jitter, not a secret
+        self._pause_s = 0.0
+        self._closed_until = 0.0
+        self._is_probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last thing heard of the cloud was a failure."""
+        return self._pause_s > 0
+
+    def allows(self) -> bool:
+        """Ask before each request; when open, True starts the one probe."""
+        if not self.is_open:
+            return True
+        if self._is_probing or self._clock() < self._closed_until:
+            return False
+        self._is_probing = True
+        return True
+
+    def succeeded(self) -> None:
+        """The cloud answered."""
+        self._pause_s, self._is_probing = 0.0, False
+
+    def failed(self, at_least_s: float = 0.0) -> None:
+        """The cloud did not answer, or asked for a pause of `at_least_s`.
+
+        Requests that were already under way when the breaker opened count once, not each.
+        """
+        if self.is_open and not self._is_probing:
+            return
+        self._is_probing = False
+        doubled = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
+        self._pause_s = max(doubled, at_least_s)
+        spread = self._random.uniform(1 - JITTER, 1 + JITTER)
+        self._closed_until = self._clock() + self._pause_s * spread

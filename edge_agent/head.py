@@ -1,0 +1,140 @@
+"""What the device computes: picture to features, features to sections, and the whole model."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from splitserve.artifact import Artifact
+from splitserve.codec import Codec
+from splitserve.errors import UsageError
+from splitserve.picture import decode_picture, normalise
+from splitserve.runtime import Chain
+from splitserve.tensors import Array, Tensors
+from splitserve.wire import Section
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where to cut, and how the features travel.
+
+    Args:
+        cut: name of the position.
+        position: its number; 0 sends the input, the last position sends nothing.
+        codec: turns features (or the picture, at position 0) into bytes.
+    """
+
+    cut: str
+    position: int
+    codec: Codec
+
+
+@dataclass(slots=True)
+class Work:
+    """One picture on its way: what is known of it, and the seconds each stage took."""
+
+    position: int
+    tensors: Tensors
+    sections: tuple[Section, ...] = ()
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+
+class Head:
+    """The device's side of one artifact.
+
+    Args:
+        artifact: the verified artifact.
+        chain: its loaded segments.
+        slowdown: stretch the wall time of everything computed here, to stand in for a slower
+            processor; 1 leaves it alone.
+    """
+
+    def __init__(self, artifact: Artifact, chain: Chain, slowdown: float = 1.0) -> None:
+        manifest = artifact.manifest
+        if manifest.preprocess is None or len(manifest.inputs) != 1:
+            raise UsageError(
+                f"{artifact.root}: the agent feeds pictures, and this artifact has no preprocessing"
+                " for them; split again with --recipe FILE"
+            )
+        self.artifact = artifact
+        self._preprocess = manifest.preprocess
+        self._chain = chain
+        self._slowdown = slowdown
+
+    def plan(self, cut: str, codec: Codec) -> Plan:
+        """Make a plan, refusing what cannot work.
+
+        Raises:
+            UsageError: no such cut, or a picture codec behind the input.
+        """
+        position = self.artifact.manifest.position(cut)
+        if codec.takes_pixels and position != 0:
+            raise UsageError(
+                f"codec {codec.name} carries pictures; it needs --cut input, not {cut}"
+            )
+        return Plan(cut, position, codec)
+
+    def is_local(self, plan: Plan) -> bool:
+        """Whether the plan answers on the device alone."""
+        return plan.position == len(self._chain)
+
+    def run(self, content: bytes, plan: Plan) -> Work:
+        """Decode a picture, run the head, encode the features.
+
+        Raises:
+            PictureError: not a picture.
+            CodecError: features that the codec cannot carry.
+        """
+        work = Work(plan.position, {})
+        pixels = self._timed(work, "picture", decode_picture, content, self._preprocess)
+        values = self._timed(work, "normalise", normalise, pixels, self._preprocess)
+        name = self.artifact.manifest.inputs[0].name
+        run = self._chain.run
+        work.tensors = self._timed(work, "head", run, {name: values}, 0, plan.position)
+        if not self.is_local(plan):
+            carried = [pixels[None]] if plan.codec.takes_pixels else self._egress(work)
+            work.sections = self._timed(work, "encode", _encode, plan.codec, carried)
+        return work
+
+    def _egress(self, work: Work) -> list[Array]:
+        return [work.tensors[s.name] for s in self.artifact.manifest.egress(work.position)]
+
+    def finish(self, work: Work) -> Mapping[str, Array]:
+        """Run the rest of the model here, from the features at hand."""
+        return self._timed(
+            work, "edge_tail", self._chain.run, work.tensors, work.position, len(self._chain)
+        )
+
+    def warm_up(self, plan: Plan) -> float:
+        """Run everything on a blank input; return the seconds that `finish` takes.
+
+        The median of three runs after a first one that pays for allocations.
+        """
+        spec = self.artifact.manifest.inputs[0]
+        blank = np.zeros([d if isinstance(d, int) else 1 for d in spec.shape], spec.dtype)
+        features = self._chain.run({spec.name: blank}, 0, plan.position)
+        times = []
+        for _ in range(4):
+            work = Work(plan.position, features)
+            self.finish(work)
+            times.append(work.stages_s["edge_tail"])
+        return sorted(times[1:])[1]
+
+    def _timed(
+        self, work: Work, stage: str, call: Callable[..., Result], *arguments: object
+    ) -> Result:
+        """Run one stage, stretch it, and note its seconds."""
+        started = time.perf_counter()
+        result = call(*arguments)
+        if self._slowdown > 1:
+            time.sleep((time.perf_counter() - started) * (self._slowdown - 1))
+        work.stages_s[stage] = time.perf_counter() - started
+        return result
+
+
+def _encode(codec: Codec, tensors: list[Array]) -> tuple[Section, ...]:
+    return tuple(Section(tensor.shape, codec.encode(tensor)) for tensor in tensors)

@@ -1,0 +1,223 @@
+"""The split as a folder: segments, and a manifest that says everything both sides must agree on.
+
+Positions count the cuts: 0 is the model's input (the whole model runs in the cloud), 1 to n are the
+artifact's cuts in order, n + 1 is its output (the whole model runs on the edge). The head at
+position k is segments 0 to k - 1, the tail is the rest. Format: docs/artifact.md.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from splitserve.errors import ArtifactError, IntegrityError, UsageError
+from splitserve.tensors import TensorSpec
+
+MANIFEST = "manifest.json"
+MANIFEST_LIMIT_BYTES = 16 * 1024 * 1024
+INPUT = "input"
+OUTPUT = "output"
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Preprocess(_Part):
+    """From a decoded picture to the model's input, without the model author's Python.
+
+    The short side is resized to `resize_short_side`, the centre is cropped to `crop`, and each
+    channel becomes (x - mean) / std with x in 0..255.
+    """
+
+    resize_short_side: int = Field(ge=1, le=8192)
+    """Pixels of the short side after resizing."""
+    crop: tuple[Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]]
+    """Height and width of the centre crop, pixels."""
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: tuple[float, float, float]
+    """Per channel in the order of `channels`, in 0..255 units."""
+    std: tuple[float, float, float]
+    """Per channel in the order of `channels`, in 0..255 units, not zero."""
+    channels: Literal["RGB", "BGR"] = "RGB"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Preprocess":
+        if 0.0 in self.std:
+            raise ValueError("std holds a zero")
+        if max(self.crop) > self.resize_short_side:
+            raise ValueError(
+                f"crop {self.crop} is larger than resize_short_side {self.resize_short_side}"
+            )
+        return self
+
+
+class Segment(_Part):
+    """One ONNX file between two neighbouring positions."""
+
+    file: PlainName
+    sha256: Sha256
+    bytes: int = Field(ge=1)
+    macs: int = Field(ge=0)
+    """Multiply-adds for batch 1."""
+
+
+class Cut(_Part):
+    """A place where head and tail part."""
+
+    name: str
+    """Name of the egress tensor."""
+    egress: tuple[TensorSpec, ...] = Field(min_length=1)
+    """Made by the head, needed by the tail, in the order in which they travel."""
+    macs_share: float = Field(ge=0, le=1)
+    """Share of the model's multiply-adds that the head does."""
+
+
+class ModelFacts(_Part):
+    """Where the segments came from."""
+
+    name: str
+    sha256: Sha256
+    """Of the ONNX file that was split."""
+    opset: int
+    macs: int
+    """Multiply-adds of the whole model for batch 1."""
+
+
+class Manifest(_Part):
+    """Everything both sides must agree on."""
+
+    schema_version: Literal[1] = 1
+    model: ModelFacts
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    segments: tuple[Segment, ...] = Field(min_length=1)
+    cuts: tuple[Cut, ...]
+    preprocess: Preprocess | None = None
+    """How a picture becomes the input; None when the model takes no picture."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the first output's last axis."""
+    tools: dict[str, str] = Field(default_factory=dict)
+    """Versions of what made the artifact."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if len(self.segments) != len(self.cuts) + 1:
+            raise ValueError(f"{len(self.segments)} segments do not fit {len(self.cuts)} cuts")
+        names = self.positions
+        if len(set(names)) != len(names):
+            raise ValueError(f"cut names repeat or are reserved: {', '.join(names[1:-1])}")
+        return self
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """Names of all positions: the input, the cuts in order, the output."""
+        return (INPUT, *(cut.name for cut in self.cuts), OUTPUT)
+
+    def position(self, name: str) -> int:
+        """Number of the position called `name`.
+
+        Raises:
+            UsageError: no position has this name.
+        """
+        if name not in self.positions:
+            raise UsageError(f"no cut {name!r} here; there are: {', '.join(self.positions)}")
+        return self.positions.index(name)
+
+    def egress(self, position: int) -> tuple[TensorSpec, ...]:
+        """Specs of the tensors that cross at a position."""
+        if position == 0:
+            return self.inputs
+        if position == len(self.cuts) + 1:
+            return self.outputs
+        return self.cuts[position - 1].egress
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A verified artifact folder.
+
+    Args:
+        root: the folder.
+        manifest: its parsed manifest.
+        id: first 16 bytes of the sha256 of manifest.json; head and tail agree when it does.
+    """
+
+    root: Path
+    manifest: Manifest
+    id: bytes
+
+    def read_segment(self, index: int) -> bytes:
+        """Return one segment's ONNX bytes after comparing them with the manifest's hash.
+
+        Raises:
+            IntegrityError: the file differs from its hash, or is missing.
+        """
+        segment = self.manifest.segments[index]
+        path = self.root / segment.file
+        try:
+            size = path.stat().st_size
+            content = path.read_bytes() if size == segment.bytes else b""
+        except OSError as error:
+            raise IntegrityError(f"{path}: {error.strerror}") from error
+        if size != segment.bytes:
+            raise IntegrityError(f"{path}: {size} bytes where the manifest says {segment.bytes}")
+        if hashlib.sha256(content).hexdigest() != segment.sha256:
+            raise IntegrityError(f"{path}: content differs from the sha256 in the manifest")
+        return content
+
+
+def load_artifact(root: Path) -> Artifact:
+    """Read a folder's manifest; segments are verified when they are read.
+
+    Raises:
+        ArtifactError: no manifest, an unknown version, or fields that contradict each other.
+    """
+    path = root / MANIFEST
+    try:
+        with path.open("rb") as file:
+            content = file.read(MANIFEST_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: {error.strerror}; make one with: splitserve split MODEL.onnx -o {root}"
+        ) from error
+    if len(content) > MANIFEST_LIMIT_BYTES:
+        raise ArtifactError(f"{path}: over the limit of {MANIFEST_LIMIT_BYTES} bytes")
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ArtifactError(f"{path}: {where}: {first['msg']}") from error
+    return Artifact(root, manifest, artifact_id(content))
+
+
+def artifact_id(manifest_bytes: bytes) -> bytes:
+    """Return the 16 bytes that name an artifact on the wire."""
+    return hashlib.sha256(manifest_bytes).digest()[:16]
+
+
+def write_artifact(root: Path, manifest: Manifest, segments: Sequence[bytes]) -> Artifact:
+    """Write segments, then the manifest, so that a folder with a manifest is complete."""
+    root.mkdir(parents=True, exist_ok=True)
+    for segment, content in zip(manifest.segments, segments, strict=True):
+        (root / segment.file).write_bytes(content)
+    text = manifest.model_dump_json(indent=1, exclude_defaults=False).encode()
+    partial = root / f".{MANIFEST}.part"
+    partial.write_bytes(text)
+    partial.replace(root / MANIFEST)
+    return Artifact(root, manifest, artifact_id(text))

@@ -1,0 +1,1 @@
+"""Drives running processes from outside: demo, measurements, the emulated link."""

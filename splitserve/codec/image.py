@@ -1,0 +1,73 @@
+"""`jpeg` and `webp`: the picture itself at position 0, the rivals of every cut."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from splitserve.errors import CodecError, PictureError
+from splitserve.picture import PictureFormat, decode_pixels, encode_pixels
+from splitserve.tensors import Array
+
+
+class _PictureCodec:
+    """Pixels (1, height, width, 3), uint8, RGB, as a file of one picture format."""
+
+    takes_pixels: ClassVar[bool] = True
+    picture_format: ClassVar[PictureFormat]
+    quality: int
+
+    def encode(self, tensor: Array) -> bytes:
+        """Compress one picture.
+
+        Raises:
+            CodecError: not (1, height, width, 3) uint8.
+        """
+        _check(tensor.shape, str(tensor.dtype))
+        return encode_pixels(tensor[0], self.picture_format, self.quality)
+
+    def decode(self, payload: memoryview, shape: tuple[int, ...], dtype: str) -> Array:
+        """Decompress a picture of exactly this shape.
+
+        Raises:
+            CodecError: another shape, format or size, or a broken file.
+        """
+        _check(shape, dtype)
+        try:
+            return decode_pixels(bytes(payload), self.picture_format, shape[1], shape[2])[None]
+        except PictureError as error:
+            raise CodecError(str(error)) from error
+
+
+class JpegCodec(_PictureCodec):
+    """JPEG, 4:2:0.
+
+    Args:
+        quality: 1 to 100.
+    """
+
+    name: ClassVar[str] = "jpeg"
+    number: ClassVar[int] = 3
+    picture_format: ClassVar[PictureFormat] = "JPEG"
+
+    def __init__(self, quality: int = 90) -> None:
+        self.quality = quality
+
+
+class WebpCodec(_PictureCodec):
+    """Lossy WebP.
+
+    Args:
+        quality: 1 to 100.
+    """
+
+    name: ClassVar[str] = "webp"
+    number: ClassVar[int] = 4
+    picture_format: ClassVar[PictureFormat] = "WEBP"
+
+    def __init__(self, quality: int = 80) -> None:
+        self.quality = quality
+
+
+def _check(shape: tuple[int, ...], dtype: str) -> None:
+    if len(shape) != 4 or shape[0] != 1 or shape[3] != 3 or np.dtype(dtype) != np.uint8:
+        raise CodecError(f"a picture codec takes (1, h, w, 3) uint8, not {list(shape)} {dtype}")

@@ -1,0 +1,79 @@
+"""`splitserve inspect`: show what an artifact holds."""
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from splitserve.artifact import Artifact, load_artifact
+from splitserve.settings import Settings
+from splitserve.tensors import TensorSpec
+
+
+class Options(Settings):
+    """Show an artifact after comparing every file with its hash."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="splitserve inspect", env_prefix="SPLITSERVE_INSPECT_"
+    )
+
+    artifact: CliPositionalArg[Path]
+    """Artifact folder."""
+    as_json: bool = False
+    """Print the manifest and the id as one JSON document."""
+
+
+def run(options: Options) -> int:
+    """Verify and print."""
+    artifact = load_artifact(options.artifact)
+    for index in range(len(artifact.manifest.segments)):
+        artifact.read_segment(index)
+    if options.as_json:
+        manifest = artifact.manifest.model_dump(mode="json")
+        json.dump({"id": artifact.id.hex(), "manifest": manifest}, sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        _show(artifact)
+    return 0
+
+
+def _show(artifact: Artifact) -> None:
+    manifest, console = artifact.manifest, Console()
+    model = manifest.model
+    console.print(
+        f"[bold]{model.name}[/]  opset {model.opset}, {model.macs / 1e6:.0f} MMAC\n"
+        f"id        {artifact.id.hex()}\n"
+        f"source    sha256 {model.sha256}\n"
+        f"input     {_specs(manifest.inputs)}\n"
+        f"output    {_specs(manifest.outputs)}\n"
+        f"labels    {len(manifest.labels) or 'none'}\n"
+        f"picture   {manifest.preprocess or 'no preprocessing'}\n"
+        f"made by   {', '.join(f'{name} {number}' for name, number in manifest.tools.items())}",
+        highlight=False,
+    )
+    table = Table(title="positions and the segments between them")
+    table.add_column("position")
+    table.add_column("egress", overflow="fold")
+    for name in ("raw kB", "MACs before", "next segment", "kB"):
+        table.add_column(name, justify="right")
+    shares = [0.0, *(cut.macs_share for cut in manifest.cuts), 1.0]
+    for position, name in enumerate(manifest.positions):
+        specs = manifest.egress(position)
+        file, size = "", ""
+        if position < len(manifest.segments):
+            segment = manifest.segments[position]
+            file, size = segment.file, f"{segment.bytes / 1e3:,.1f}"
+        raw = sum(spec.raw_bytes() for spec in specs) / 1e3
+        share = f"{shares[position]:.1%}"
+        table.add_row(name, _specs(specs), f"{raw:,.1f}", share, file, size)
+    console.print(table)
+    console.print(f"[green]all {len(manifest.segments)} files match their hashes[/]")
+
+
+def _specs(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(
+        f"{spec.name} {spec.dtype} {' x '.join(str(size) for size in spec.shape)}" for spec in specs
+    )

@@ -1,0 +1,136 @@
+"""The one door to Pillow: files to pixels, pixels to the model's input, pixels to JPEG or WebP."""
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from splitserve.artifact import Preprocess
+from splitserve.errors import PictureError, UsageError
+from splitserve.tensors import FloatArray
+
+Pixels = npt.NDArray[np.uint8]
+PictureFormat = Literal["JPEG", "WEBP"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+READABLE = ("JPEG", "PNG", "WEBP", "BMP")
+PIXEL_LIMIT = 100_000_000
+
+RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """List a folder's pictures by name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise UsageError(f"{folder}: no {', '.join(SUFFIXES)} files here")
+    return paths
+
+
+def decode_picture(content: bytes, preprocess: Preprocess, limit: int = PIXEL_LIMIT) -> Pixels:
+    """Decode a picture, resize and crop it as the model expects.
+
+    Args:
+        content: a JPEG, PNG, WebP or BMP file.
+        preprocess: geometry from the manifest.
+        limit: most pixels the file may claim; checked before they are decoded.
+
+    Returns:
+        (height, width, 3), uint8, RGB.
+
+    Raises:
+        PictureError: no picture, a truncated one, or one over the limit.
+    """
+    image = _open(content, READABLE)
+    width, height = image.size
+    if width * height > limit:
+        raise PictureError(f"a picture of {width} x {height} pixels is over the limit of {limit}")
+    try:
+        # A JPEG can be decoded at half or quarter size; twice the target keeps bicubic honest.
+        target = 2 * preprocess.resize_short_side
+        image.draft("RGB", (target * width // min(width, height) + 1, target + 1))
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"the picture cannot be decoded: {error}") from error
+    return _resize_and_crop(upright, preprocess)
+
+
+def _open(content: bytes, formats: tuple[str, ...]) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=formats)
+    except UnidentifiedImageError as error:
+        raise PictureError(f"not a {', '.join(formats)} file") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"the picture cannot be read: {error}") from error
+
+
+def _resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
+    short = preprocess.resize_short_side
+    scale = short / min(image.size)
+    crop_height, crop_width = preprocess.crop
+    left = round((image.width * scale - crop_width) / 2)
+    top = round((image.height * scale - crop_height) / 2)
+    # Only the cropped box is resized: the same pixels, and cheaper on long pictures.
+    box = (
+        max(0.0, left / scale),
+        max(0.0, top / scale),
+        min(image.width, (left + crop_width) / scale),
+        min(image.height, (top + crop_height) / scale),
+    )
+    cropped = image.resize((crop_width, crop_height), RESAMPLE[preprocess.resample], box=box)
+    return np.asarray(cropped, dtype=np.uint8)
+
+
+def normalise(pixels: Pixels, preprocess: Preprocess) -> FloatArray:
+    """Turn pixels into the model's input.
+
+    Args:
+        pixels: (height, width, 3), uint8, RGB.
+        preprocess: mean, std, channel order and layout from the manifest.
+
+    Returns:
+        (1, 3, height, width) or (1, height, width, 3), float32.
+    """
+    ordered = pixels if preprocess.channels == "RGB" else pixels[:, :, ::-1]
+    mean = np.asarray(preprocess.mean, dtype=np.float32)
+    std = np.asarray(preprocess.std, dtype=np.float32)
+    values = (ordered.astype(np.float32) - mean) / std
+    if preprocess.layout == "NCHW":
+        values = values.transpose(2, 0, 1)
+    return np.ascontiguousarray(values[None])
+
+
+def encode_pixels(pixels: Pixels, picture_format: PictureFormat, quality: int) -> bytes:
+    """Compress (height, width, 3) uint8 RGB pixels as JPEG or WebP."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, picture_format, quality=quality)
+    return buffer.getvalue()
+
+
+def decode_pixels(content: bytes, picture_format: PictureFormat, height: int, width: int) -> Pixels:
+    """Decode exactly (height, width, 3) pixels; the claimed size is checked before decoding.
+
+    Raises:
+        PictureError: another format or size, or a broken file.
+    """
+    image = _open(content, (picture_format,))
+    if image.size != (width, height):
+        raise PictureError(
+            f"a picture of {image.size[0]} x {image.size[1]} where {width} x {height} is expected"
+        )
+    try:
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise PictureError(f"the picture cannot be decoded: {error}") from error

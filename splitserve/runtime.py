@@ -1,0 +1,130 @@
+"""The one door to ONNX Runtime: an artifact's segments, loaded once, run from any cut to any."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from splitserve.artifact import Artifact
+from splitserve.errors import RuntimeFailureError
+from splitserve.tensors import Array, Tensors
+
+VERSION = str(ort.__version__)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """How graphs are run.
+
+    Args:
+        threads: threads of one run; 0 means the cores this process may use.
+        providers: execution providers in order of preference.
+        optimise: let ONNX Runtime rewrite the graph; off only to compare bit for bit.
+    """
+
+    threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    optimise: bool = True
+
+
+class Graph:
+    """One loaded ONNX graph."""
+
+    def __init__(self, content: bytes, options: RuntimeOptions) -> None:
+        """Load a graph from bytes.
+
+        Raises:
+            RuntimeFailureError: ONNX Runtime refuses it; the message is ONNX Runtime's.
+        """
+        try:
+            self._session = ort.InferenceSession(
+                content, _session_options(options), providers=list(options.providers)
+            )
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            raise RuntimeFailureError(f"ONNX Runtime cannot load the graph: {error}") from error
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+        self.providers = tuple(self._session.get_providers())
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Compute every output.
+
+        Raises:
+            RuntimeFailureError: inputs missing or of another type, or the run failed.
+        """
+        try:
+            feeds = {name: tensors[name] for name in self.inputs}
+            values = self._session.run(None, feeds)
+        except KeyError as error:
+            raise RuntimeFailureError(f"the graph's input {error} is missing") from error
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            raise RuntimeFailureError(f"ONNX Runtime failed: {error}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+class Chain:
+    """The segments of one artifact. A head, a tail and the whole model are slices of it."""
+
+    def __init__(self, graphs: Sequence[Graph]) -> None:
+        self._graphs = tuple(graphs)
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers in use, as ONNX Runtime reports them."""
+        return self._graphs[0].providers
+
+    def run(self, tensors: Tensors, start: int, stop: int) -> Mapping[str, Array]:
+        """Run segments start to stop - 1; with start == stop the tensors come back as they are.
+
+        Args:
+            tensors: the egress tensors at position `start`, by name.
+            start: first position, 0 for the model's input.
+            stop: last position, `len(self)` for the model's output.
+        """
+        for graph in self._graphs[start:stop]:
+            tensors = graph.run(tensors)
+        return tensors
+
+
+def open_chain(artifact: Artifact, options: RuntimeOptions) -> Chain:
+    """Verify and load every segment of an artifact.
+
+    Raises:
+        IntegrityError: a file differs from its hash.
+        RuntimeFailureError: ONNX Runtime refuses a segment.
+    """
+    count = len(artifact.manifest.segments)
+    return Chain([Graph(artifact.read_segment(index), options) for index in range(count)])
+
+
+def write_optimised(content: bytes, target: Path) -> None:
+    """Write the graph as ONNX Runtime's hardware-independent fusions leave it.
+
+    Raises:
+        RuntimeFailureError: ONNX Runtime refuses the graph.
+    """
+    settings = _session_options(RuntimeOptions(threads=1))
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(target)
+    settings.log_severity_level = 4
+    try:
+        ort.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base but Exception
+        raise RuntimeFailureError(f"ONNX Runtime cannot load the graph: {error}") from error
+
+
+def _session_options(options: RuntimeOptions) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    # Spinning threads burn the core that the next stage needs, and idle processes stay idle.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not options.optimise:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return settings

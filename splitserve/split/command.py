@@ -1,0 +1,67 @@
+"""`splitserve split`: cut a model into an artifact."""
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+
+from splitserve.settings import Settings
+from splitserve.split.cuts import choose_cuts, find_cuts, mark_fused
+from splitserve.split.extract import split_model
+from splitserve.split.graph import load_graph
+from splitserve.split.recipe import read_recipe, recipe_of
+
+
+class Options(Settings):
+    """Cut an ONNX model into segments and write the artifact that edge and cloud both load."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="splitserve split",
+        env_prefix="SPLITSERVE_SPLIT_",
+        cli_shortcuts={"as-json": "json", "output": "o"},
+    )
+
+    model: CliPositionalArg[Path]
+    """ONNX file."""
+    output: Path = Path("artifact")
+    """Folder to write."""
+    cuts: list[str] = Field(default_factory=list)
+    """Tensor names, comma-separated; `all` takes every cut. Left out, the useful ones are found."""
+    recipe: Path | None = None
+    """recipe.toml with preprocessing and labels; by default what the ONNX file carries."""
+    as_json: bool = False
+    """Print one JSON document."""
+
+
+def run(options: Options) -> int:
+    """Write the artifact."""
+    graph = load_graph(options.model)
+    cuts = mark_fused(graph, find_cuts(graph))
+    chosen = cuts if options.cuts == ["all"] else choose_cuts(graph, cuts, options.cuts)
+    recipe = (
+        read_recipe(options.recipe)
+        if options.recipe
+        else recipe_of(graph.model, options.model.stem)
+    )
+    artifact = split_model(graph, chosen, recipe, options.model, options.output)
+    names = artifact.manifest.positions
+    if options.as_json:
+        result = {"artifact": str(artifact.root), "id": artifact.id.hex(), "positions": names}
+        json.dump(result, sys.stdout)
+        sys.stdout.write("\n")
+        return 0
+    Console(stderr=True).print(
+        f"{options.output}: {len(artifact.manifest.segments)} segments, id {artifact.id.hex()}\n"
+        f"positions: {', '.join(names)}\n"
+        f"next: splitserve verify {options.output} --model {options.model}",
+        highlight=False,
+    )
+    if recipe.preprocess is None:
+        Console(stderr=True).print(
+            "no preprocessing known: the agent cannot feed pictures; name it with --recipe FILE",
+            style="yellow",
+        )
+    return 0

@@ -1,0 +1,131 @@
+"""`splitserve verify`: prove that tail(head(x)) equals model(x)."""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from splitserve.artifact import Preprocess, load_artifact
+from splitserve.errors import UsageError
+from splitserve.picture import decode_picture, list_pictures, normalise
+from splitserve.settings import Settings
+from splitserve.split.cuts import find_cuts
+from splitserve.split.graph import GraphView, load_graph
+from splitserve.split.recipe import recipe_of
+from splitserve.split.verify import TOLERANCE, CutError, compare_artifact, compare_cuts
+from splitserve.tensors import DTYPES, Array, Tensors
+
+SEED = 0
+
+
+class Options(Settings):
+    """Recompose a model from its parts and compare with the whole, on the same inputs.
+
+    For an ONNX file every single-tensor cut is made and tried alone; for an artifact its segments
+    are run in turn. Exit status 3 means that something differs.
+    """
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="splitserve verify", env_prefix="SPLITSERVE_VERIFY_"
+    )
+
+    target: CliPositionalArg[Path]
+    """ONNX file, or artifact folder."""
+    model: Path | None = None
+    """The ONNX file that the artifact was made from."""
+    images: Path | None = None
+    """Folder of pictures to compare on; without it, seeded random inputs are used."""
+    batch: list[int] = Field(default=[1, 3])
+    """Batch sizes, comma-separated."""
+    as_json: bool = False
+    """Print one JSON document."""
+
+
+def run(options: Options) -> int:
+    """Compare, print, and exit 3 when something differs."""
+    console = Console(stderr=True)
+    if options.target.is_dir():
+        if options.model is None:
+            raise UsageError("an artifact is compared with its model: add --model MODEL.onnx")
+        graph, artifact = load_graph(options.model), load_artifact(options.target)
+        inputs = _inputs(graph, artifact.manifest.preprocess, options)
+        steps: Iterable[CutError] = compare_artifact(graph, artifact, inputs)
+        count = len(inputs)
+    else:
+        graph = load_graph(options.target)
+        preprocess = recipe_of(graph.model, options.target.stem).preprocess
+        inputs = _inputs(graph, preprocess, options)
+        cuts = find_cuts(graph)
+        steps, count = compare_cuts(graph, cuts, inputs), len(cuts) * len(inputs)
+    errors = list(track(steps, "verifying", total=count, console=console, transient=True))
+    _report(errors, options)
+    return 0 if all(error.is_good for error in errors) else 3
+
+
+def _inputs(graph: GraphView, preprocess: Preprocess | None, options: Options) -> list[Tensors]:
+    if options.images is None:
+        return [_random(graph, batch) for batch in options.batch]
+    if preprocess is None or len(graph.inputs) != 1:
+        raise UsageError("--images needs a model with one input and a recipe with preprocessing")
+    name = graph.inputs[0].name
+    pictures = load_pictures(options.images, preprocess, max(options.batch))
+    return [{name: np.concatenate(pictures[:batch])} for batch in options.batch]
+
+
+def load_pictures(folder: Path, preprocess: Preprocess, count: int) -> list[Array]:
+    """Read the first pictures of a folder as model inputs, repeating them when there are too few.
+
+    Raises:
+        UsageError: no picture in the folder.
+    """
+    paths = list_pictures(folder)
+    values = [
+        normalise(decode_picture(p.read_bytes(), preprocess), preprocess) for p in paths[:count]
+    ]
+    return [values[index % len(values)] for index in range(count)]
+
+
+def _random(graph: GraphView, batch: int) -> Tensors:
+    generator = np.random.default_rng(SEED)
+    values = {}
+    for spec in graph.inputs:
+        shape = [size if isinstance(size, int) else batch for size in spec.shape]
+        dtype = DTYPES[spec.dtype]
+        values[spec.name] = (
+            generator.standard_normal(shape).astype(dtype)
+            if dtype.kind == "f"
+            else generator.integers(0, 2, shape).astype(dtype)
+        )
+    return values
+
+
+def _report(errors: list[CutError], options: Options) -> None:
+    good = sum(error.is_good for error in errors)
+    worst = max((error.relative for error in errors), default=0.0)
+    if options.as_json:
+        rows = [asdict(error) | {"is_good": error.is_good} for error in errors]
+        json.dump({"compared": len(errors), "good": good, "worst": worst, "rows": rows}, sys.stdout)
+        sys.stdout.write("\n")
+        return
+    table = Table(title=str(options.target))
+    table.add_column("cut", overflow="fold")
+    for name in ("batch", "optimisations off", "on: relative error"):
+        table.add_column(name, justify="right")
+    for error in errors:
+        exact = "equal bit for bit" if error.is_exact else "[red]differs[/]"
+        style = "" if error.is_good else "red"
+        table.add_row(error.cut, str(error.batch), exact, f"{error.relative:.1e}", style=style)
+    Console().print(table)
+    inputs = f"pictures of {options.images}" if options.images else f"random inputs, seed {SEED}"
+    Console(stderr=True).print(
+        f"{good} of {len(errors)} comparisons good; worst relative error {worst:.1e}"
+        f" (limit {TOLERANCE:.0e}); {inputs}"
+    )

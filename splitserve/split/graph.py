@@ -1,0 +1,205 @@
+"""Read-only view of an ONNX graph: what is computed from what, in which shape, at which cost."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from splitserve.errors import GraphError, UsageError
+from splitserve.tensors import DTYPES, TensorSpec
+
+OPSET_MIN = 11
+STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+
+# Where each mixing operation keeps its weight; MatMul and Gemm multiply their last common axis.
+WEIGHT_INPUT = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
+MATMUL = frozenset({"MatMul", "MatMulInteger", "QLinearMatMul"})
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation; `macs` are its multiply-adds for batch 1."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    macs: int
+    is_constant: bool
+    """Computed from initialisers only: duplicated on both sides of a cut at no cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphView:
+    """A model's graph in topological order.
+
+    Args:
+        model: the parsed ONNX model.
+        inputs: what the caller supplies; initialisers are left out.
+        outputs: what the model answers.
+        nodes: one per node of `model.graph`, in its order.
+        specs: dtype and shape of every tensor whose shape is known.
+    """
+
+    model: onnx.ModelProto
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nodes: tuple[Node, ...]
+    specs: Mapping[str, TensorSpec]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the whole model for batch 1."""
+        return sum(node.macs for node in self.nodes)
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set."""
+        return _opset(self.model)
+
+
+def load_graph(path: Path) -> GraphView:
+    """Read an ONNX file and refuse what cannot be split, with the node and the reason.
+
+    Raises:
+        UsageError: no such file.
+        GraphError: not an ONNX model, or one with parts that this version does not split.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise GraphError(f"{path}: not a valid ONNX model: {error}") from error
+    return view(model)
+
+
+def view(model: onnx.ModelProto) -> GraphView:
+    """Build the view of a parsed model.
+
+    Raises:
+        GraphError: control flow, local functions, sparse initialisers, an opset below 11, a
+            foreign operator domain, or a graph that ONNX cannot infer shapes for.
+    """
+    _refuse_unsupported(model)
+    try:
+        symbolic = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        concrete = onnx.shape_inference.infer_shapes(_with_free_dims_one(model), data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise GraphError(f"shapes cannot be inferred: {error}") from error
+    initialisers = {value.name for value in model.graph.initializer}
+    inputs = [value for value in symbolic.graph.input if value.name not in initialisers]
+    specs = {
+        value.name: spec for value in _values(symbolic.graph) if (spec := _spec(value)) is not None
+    }
+    missing = [v.name for v in (*inputs, *model.graph.output) if v.name not in specs]
+    if missing:
+        raise GraphError(f"{missing[0]}: not a dense tensor of known rank and a common dtype")
+    return GraphView(
+        model=model,
+        inputs=tuple(specs[value.name] for value in inputs),
+        outputs=tuple(specs[value.name] for value in model.graph.output),
+        nodes=_nodes(model, _shapes(concrete.graph), initialisers),
+        specs=specs,
+    )
+
+
+def _refuse_unsupported(model: onnx.ModelProto) -> None:
+    if _opset(model) < OPSET_MIN:
+        raise GraphError(f"opset {_opset(model)}; splitserve reads opset {OPSET_MIN} and newer")
+    if model.functions:
+        raise GraphError(f"the model holds a local function ({model.functions[0].name})")
+    if model.graph.sparse_initializer:
+        raise GraphError("the model holds sparse initialisers")
+    for index, node in enumerate(model.graph.node):
+        what = f"node {node.name or index} ({node.op_type})"
+        if any(
+            a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+            for a in node.attribute
+        ):
+            raise GraphError(f"{what}: control flow with a subgraph cannot be split yet")
+        if node.domain not in STANDARD_DOMAINS:
+            raise GraphError(f"{what}: operator domain {node.domain!r} is not one we may load")
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def _with_free_dims_one(model: onnx.ModelProto) -> onnx.ModelProto:
+    frozen = onnx.ModelProto()
+    frozen.CopyFrom(model)
+    for value in frozen.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 1:
+                dim.dim_value = 1
+    del frozen.graph.value_info[:]
+    for value in frozen.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return frozen
+
+
+def _values(graph: onnx.GraphProto) -> Iterable[onnx.ValueInfoProto]:
+    return (*graph.input, *graph.value_info, *graph.output)
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec | None:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+        return None
+    try:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    except KeyError:
+        return None
+    if dtype not in DTYPES:
+        return None
+    dims = (
+        dim.dim_value if dim.dim_value > 0 else dim.dim_param or f"{value.name}.{axis}"
+        for axis, dim in enumerate(kind.shape.dim)
+    )
+    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(dims))
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
+    shapes = {value.name: tuple(value.dims) for value in graph.initializer}
+    for value in _values(graph):
+        shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        if value.type.tensor_type.HasField("shape") and all(size > 0 for size in shape):
+            shapes.setdefault(value.name, shape)
+    return shapes
+
+
+def _nodes(
+    model: onnx.ModelProto, shapes: Mapping[str, Shape], initialisers: set[str]
+) -> tuple[Node, ...]:
+    constant = set(initialisers)
+    nodes = []
+    for proto in model.graph.node:
+        inputs = tuple(name for name in proto.input if name)
+        outputs = tuple(name for name in proto.output if name)
+        is_constant = all(name in constant for name in inputs)
+        constant.update(outputs if is_constant else ())
+        macs = 0 if is_constant else _macs(proto, shapes)
+        nodes.append(Node(proto.op_type, inputs, outputs, macs, is_constant))
+    return tuple(nodes)
+
+
+def _macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+    """Multiply-adds of one node; 0 for operations that multiply nothing by weights."""
+    out = shapes.get(node.output[0], ())
+    if node.op_type in WEIGHT_INPUT:
+        weight = shapes.get(node.input[WEIGHT_INPUT[node.op_type]], ())
+        data = shapes.get(node.input[0], ()) if node.op_type == "ConvTranspose" else out
+        return math.prod(data) * math.prod(weight[1:]) if weight and data else 0
+    first = shapes.get(node.input[0], ()) if node.input else ()
+    if node.op_type == "Gemm" and first:
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return math.prod(out) * first[0 if transposed else 1]
+    if node.op_type in MATMUL and first and out:
+        return math.prod(out) * first[-1]
+    return 0

@@ -1,0 +1,121 @@
+"""Proof that tail(head(x)) equals model(x)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitserve.artifact import Artifact
+from splitserve.runtime import Graph, RuntimeOptions, open_chain
+from splitserve.split.cuts import CutCandidate
+from splitserve.split.extract import extract
+from splitserve.split.graph import GraphView
+from splitserve.tensors import Array, Tensors
+
+TOLERANCE = 1e-5  # fused kernels add in another order than separate ones
+
+
+@dataclass(frozen=True, slots=True)
+class CutError:
+    """How far a recomposed model is from the whole one.
+
+    Args:
+        cut: name of the cut, or of the whole chain of segments.
+        batch: size of the free dimensions.
+        is_exact: equal bit for bit with optimisations off.
+        relative: largest difference over the largest magnitude, with optimisations on.
+    """
+
+    cut: str
+    batch: int
+    is_exact: bool
+    relative: float
+
+    @property
+    def is_good(self) -> bool:
+        """Exact with optimisations off, within tolerance with them on."""
+        return self.is_exact and self.relative <= TOLERANCE
+
+
+def compare_cuts(
+    graph: GraphView, cuts: Sequence[CutCandidate], inputs: Sequence[Tensors]
+) -> Iterator[CutError]:
+    """Cut the model at each cut alone; compare head and tail with the whole model.
+
+    Args:
+        graph: view of the whole model.
+        cuts: where to cut.
+        inputs: one set of input tensors per batch size.
+
+    Yields:
+        One result per cut and batch.
+    """
+    content = graph.model.SerializeToString()
+    wanted = {mode: _whole(content, mode, inputs) for mode in (False, True)}
+    for cut in cuts:
+        border = (cut.tensor,)
+        parts = [extract(graph, graph.inputs, border), extract(graph, border, graph.outputs)]
+        contents = [part.SerializeToString() for part in parts]
+        got = {mode: _in_turn(contents, mode, inputs) for mode in (False, True)}
+        yield from _compare(cut.tensor.name, wanted, got, inputs)
+
+
+def compare_artifact(
+    graph: GraphView, artifact: Artifact, inputs: Sequence[Tensors]
+) -> Iterator[CutError]:
+    """Run all segments of an artifact in turn; compare with the model it was made from.
+
+    Every plan of the artifact runs these same segments in this order, the border being where the
+    frame travels, so one comparison per batch size covers them all.
+    """
+    content = graph.model.SerializeToString()
+    wanted = {mode: _whole(content, mode, inputs) for mode in (False, True)}
+    count = len(artifact.manifest.segments)
+    got = {}
+    for mode in (False, True):
+        chain = open_chain(artifact, RuntimeOptions(optimise=mode))
+        got[mode] = [dict(chain.run(tensors, 0, count)) for tensors in inputs]
+    yield from _compare(f"all {count} segments", wanted, got, inputs)
+
+
+Results = Sequence[dict[str, Array]]
+
+
+def _whole(content: bytes, optimise: bool, inputs: Sequence[Tensors]) -> Results:
+    return _in_turn([content], optimise, inputs)
+
+
+def _in_turn(contents: Sequence[bytes], optimise: bool, inputs: Sequence[Tensors]) -> Results:
+    results: list[dict[str, Array]] = [dict(tensors) for tensors in inputs]
+    for content in contents:
+        loaded = Graph(content, RuntimeOptions(optimise=optimise))
+        results = [loaded.run(tensors) for tensors in results]
+    return results
+
+
+def _compare(
+    name: str,
+    wanted: Mapping[bool, Results],
+    got: Mapping[bool, Results],
+    inputs: Sequence[Tensors],
+) -> Iterator[CutError]:
+    for index, tensors in enumerate(inputs):
+        exact = all(
+            np.array_equal(value, got[False][index][key], equal_nan=value.dtype.kind == "f")
+            for key, value in wanted[False][index].items()
+        )
+        error = max(
+            relative_error(value, got[True][index][key])
+            for key, value in wanted[True][index].items()
+        )
+        batch = next(iter(tensors.values())).shape[0]
+        yield CutError(name, batch, exact, error)
+
+
+def relative_error(wanted: Array, got: Array) -> float:
+    """Largest absolute difference over the largest magnitude of `wanted`."""
+    if wanted.shape != got.shape:
+        return float("inf")
+    scale = float(np.abs(wanted).max(initial=0)) or 1.0
+    difference = np.abs(wanted.astype(np.float64) - got.astype(np.float64))
+    return float(difference.max(initial=0)) / scale
