@@ -41,7 +41,7 @@ def build_app(service: Service, in_flight: int = 64) -> FastAPI:
     @app.post("/v1/infer")
     async def infer(request: Request) -> Response:
         """Answer one frame in the body with one frame."""
-        claimed = int(request.headers.get("content-length") or 0)
+        claimed = _claimed_bytes(request)
         if claimed > service.limits.frame_bytes:
             return _respond(service.refuse_too_large(claimed))
         try:
@@ -90,6 +90,14 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _claimed_bytes(request: Request) -> int:
+    """Return what the header promises, 0 where it is no number: the body is counted anyway."""
+    try:
+        return int(request.headers.get("content-length") or 0)
+    except ValueError:
+        return 0
 
 
 async def _read(request: Request, limit: int) -> bytes | None:

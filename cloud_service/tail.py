@@ -22,7 +22,7 @@ class Tail:
     Args:
         artifact: the verified artifact.
         chain: its loaded segments.
-        max_batch: largest free dimension that a request may ask for.
+        max_batch: largest batch, which is a free first dimension, that a request may ask for.
     """
 
     def __init__(self, artifact: Artifact, chain: Chain, max_batch: int = 64) -> None:
@@ -61,10 +61,16 @@ class Tail:
             raise ContractError(f"no tail after position {request.cut} of {len(self._chain)}")
         codec = codec_by_number(request.codec)
         shapes = [section.shape for section in request.sections]
-        problem = mismatch(self._specs(request.cut, codec), shapes)
+        specs = self._specs(request.cut, codec)
+        problem = mismatch(specs, shapes)
         if problem:
             raise ContractError(problem)
-        largest = max((size for shape in shapes for size in shape[:1]), default=0)
+        batches = [
+            shape[0]
+            for spec, shape in zip(specs, shapes, strict=True)
+            if isinstance(next(iter(spec.shape), 0), str)
+        ]
+        largest = max(batches, default=0)
         if largest > self._max_batch:
             raise ContractError(f"a batch of {largest} is over the limit of {self._max_batch}")
         return codec

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from edge_agent.answer import Answer, write_answer
-from edge_agent.head import Head, Plan
+from edge_agent.head import Head
 from edge_agent.loop import Agent
 from edge_agent.source import open_source, until
 from edge_agent.uplink import open_uplink
@@ -72,9 +72,12 @@ def run(options: Options) -> int:
 
 async def _run(options: Options) -> int:
     artifact = load_artifact(options.artifact)
-    chain = open_chain(artifact, RuntimeOptions(threads=options.threads))
+    cut = _choose_cut(options, artifact)
+    in_use = [artifact.manifest.position(cut)]
+    chain = open_chain(artifact, RuntimeOptions(threads=options.threads), fused=in_use)
     head = Head(artifact, chain, options.slowdown)
-    plan = _choose_plan(options, artifact, head)
+    codec = options.codec or ("jpeg" if cut == INPUT else "affine-u8")
+    plan = head.plan(cut, build_codec(codec, options.quality))
     source = open_source(options.source, watch=options.watch)
     uplink = open_uplink(options.transport, options.cloud) if options.cloud else None
     agent = Agent(head, plan, uplink, options.deadline_s)
@@ -97,7 +100,7 @@ async def _run(options: Options) -> int:
     return 1 if failures else 0
 
 
-def _choose_plan(options: Options, artifact: Artifact, head: Head) -> Plan:
+def _choose_cut(options: Options, artifact: Artifact) -> str:
     cut = options.cut
     if cut is None and options.cloud:
         names = ", ".join(artifact.manifest.positions)
@@ -105,5 +108,4 @@ def _choose_plan(options: Options, artifact: Artifact, head: Head) -> Plan:
     cut = cut or OUTPUT
     if cut != OUTPUT and not options.cloud:
         raise UsageError(f"--cut {cut} needs a cloud: add --cloud http://host:port")
-    codec = options.codec or ("jpeg" if cut == INPUT else "affine-u8")
-    return head.plan(cut, build_codec(codec, options.quality))
+    return cut

@@ -1,7 +1,9 @@
 """Where pictures come from: a folder, a folder that is watched, or paths on standard input."""
 
 import asyncio
+import concurrent.futures
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -40,6 +42,8 @@ class Item:
             return self.path.read_bytes()
         except OSError as error:
             raise PictureError(f"the file cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise PictureError("no file has a name with a zero byte in it") from error
 
 
 def open_source(source: str, *, watch: bool) -> AsyncIterator[Item]:
@@ -113,9 +117,19 @@ async def read_paths() -> AsyncIterator[Item]:
     lines: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
 
     def read() -> None:
-        for line in iter(sys.stdin.readline, ""):
-            asyncio.run_coroutine_threadsafe(lines.put(line.strip()), loop).result()
-        asyncio.run_coroutine_threadsafe(lines.put(END), loop).result()
+        for line in sys.stdin.buffer:
+            if not hand_on(os.fsdecode(line).strip()):
+                return
+        hand_on(END)
+
+    def hand_on(line: str) -> bool:
+        coming = lines.put(line)
+        try:
+            asyncio.run_coroutine_threadsafe(coming, loop).result()
+        except (RuntimeError, concurrent.futures.CancelledError):  # the loop has ended
+            coming.close()
+            return False
+        return True
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
     while (line := await lines.get()) != END:
@@ -127,7 +141,7 @@ async def until(source: AsyncIterator[Item], stop: asyncio.Event) -> AsyncIterat
     """Pass a source on until it ends or `stop` is set."""
     stopping = asyncio.ensure_future(stop.wait())
     try:
-        while True:
+        while not stop.is_set():
             coming = asyncio.ensure_future(anext(source, None))
             await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
             item = coming.result() if coming.done() else None

@@ -158,21 +158,31 @@ class HttpUplink:
         """Post a frame, read the answer."""
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._client.post("/v1/infer", content=frame, timeout=None)
+                status, content = await self._post(frame)
         except TimeoutError as error:
             raise LinkError(f"no answer within {timeout_s:.3f} s") from error
         except httpx.HTTPError as error:
             raise LinkError(f"{type(error).__name__}: {error}") from error
         try:
-            answer = decode_frame(response.content, self._limits)
+            answer = decode_frame(content, self._limits)
         except WireError as error:
-            status = response.status_code
             raise LinkError(f"status {status}, and the body is no frame: {error}") from error
         if not isinstance(answer, Reply | Refusal):
             raise LinkError("the service answered with a request")
         if answer.request_id not in (request_id, NO_ID):
             raise LinkError("the service answered another request")
-        return answer, len(response.content)
+        return answer, len(content)
+
+    async def _post(self, frame: bytes) -> tuple[int, bytes]:
+        """Return status and body, which is read no further than a frame may be long."""
+        content, limit = bytearray(), self._limits.frame_bytes
+        request = self._client.stream("POST", "/v1/infer", content=frame, timeout=None)
+        async with request as response:
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > limit:
+                    raise LinkError(f"the answer is over the limit of {limit} bytes")
+            return response.status_code, bytes(content)
 
     async def close(self) -> None:
         """Close the connections."""

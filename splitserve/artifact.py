@@ -5,8 +5,10 @@ artifact's cuts in order, n + 1 is its output (the whole model runs on the edge)
 position k is segments 0 to k - 1, the tail is the rest. Format: docs/artifact.md.
 """
 
+import errno
 import hashlib
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +23,7 @@ from pydantic import (
 )
 
 from splitserve.errors import ArtifactError, IntegrityError, UsageError
-from splitserve.tensors import TensorSpec
+from splitserve.tensors import TensorSpec, mismatch
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT_BYTES = 16 * 1024 * 1024
@@ -33,7 +35,9 @@ PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Preprocess(_Part):
@@ -65,6 +69,11 @@ class Preprocess(_Part):
             )
         return self
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the input that one picture becomes."""
+        return (1, 3, *self.crop) if self.layout == "NCHW" else (1, *self.crop, 3)
+
 
 class Segment(_Part):
     """One ONNX file between two neighbouring positions."""
@@ -85,6 +94,9 @@ class Cut(_Part):
     """Made by the head, needed by the tail, in the order in which they travel."""
     macs_share: float = Field(ge=0, le=1)
     """Share of the model's multiply-adds that the head does."""
+    fused_head: Segment | None = None
+    """The head in one piece, for the plan in use: borders between segments cost time. Stored
+    where it is small beside the model."""
 
 
 class ModelFacts(_Part):
@@ -121,7 +133,17 @@ class Manifest(_Part):
         names = self.positions
         if len(set(names)) != len(names):
             raise ValueError(f"cut names repeat or are reserved: {', '.join(names[1:-1])}")
+        self._refuse_preprocess_of_another_input()
         return self
+
+    def _refuse_preprocess_of_another_input(self) -> None:
+        if self.preprocess is None:
+            return
+        problem = mismatch(self.inputs, [self.preprocess.shape])
+        if problem is None and self.inputs[0].dtype != "float32":
+            problem = f"{self.inputs[0].name}: float32 where {self.inputs[0].dtype} is expected"
+        if problem:
+            raise ValueError(f"preprocess does not make the model's input: {problem}")
 
     @property
     def positions(self) -> tuple[str, ...]:
@@ -165,12 +187,25 @@ class Artifact:
         """Return one segment's ONNX bytes after comparing them with the manifest's hash.
 
         Raises:
-            IntegrityError: the file differs from its hash, or is missing.
+            IntegrityError: the file differs from its hash, is missing or no regular file.
         """
-        segment = self.manifest.segments[index]
+        return self._read(self.manifest.segments[index])
+
+    def read_fused_head(self, position: int) -> bytes | None:
+        """Return the head at a position in one piece, None where the artifact stores none.
+
+        Raises:
+            IntegrityError: the file differs from its hash, is missing or no regular file.
+        """
+        if not 1 <= position <= len(self.manifest.cuts):
+            return None
+        segment = self.manifest.cuts[position - 1].fused_head
+        return self._read(segment) if segment else None
+
+    def _read(self, segment: Segment) -> bytes:
         path = self.root / segment.file
         try:
-            size = path.stat().st_size
+            size = _regular_size(path)
             content = path.read_bytes() if size == segment.bytes else b""
         except OSError as error:
             raise IntegrityError(f"{path}: {error.strerror}") from error
@@ -189,6 +224,7 @@ def load_artifact(root: Path) -> Artifact:
     """
     path = root / MANIFEST
     try:
+        _regular_size(path)
         with path.open("rb") as file:
             content = file.read(MANIFEST_LIMIT_BYTES + 1)
     except OSError as error:
@@ -206,16 +242,24 @@ def load_artifact(root: Path) -> Artifact:
     return Artifact(root, manifest, artifact_id(content))
 
 
+def _regular_size(path: Path) -> int:
+    """Size of a file of an artifact; links out of the folder, pipes and devices are refused."""
+    facts = path.lstat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return facts.st_size
+
+
 def artifact_id(manifest_bytes: bytes) -> bytes:
     """Return the 16 bytes that name an artifact on the wire."""
     return hashlib.sha256(manifest_bytes).digest()[:16]
 
 
-def write_artifact(root: Path, manifest: Manifest, segments: Sequence[bytes]) -> Artifact:
-    """Write segments, then the manifest, so that a folder with a manifest is complete."""
+def write_artifact(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Artifact:
+    """Write the files, then the manifest, so that a folder with a manifest is complete."""
     root.mkdir(parents=True, exist_ok=True)
-    for segment, content in zip(manifest.segments, segments, strict=True):
-        (root / segment.file).write_bytes(content)
+    for name, content in files.items():
+        (root / name).write_bytes(content)
     text = manifest.model_dump_json(indent=1, exclude_defaults=False).encode()
     partial = root / f".{MANIFEST}.part"
     partial.write_bytes(text)

@@ -62,6 +62,22 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 called wrongly, 3 no."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(words)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not after main
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except UsageError as error:
+        return _fail(error, EXIT_USAGE)
+    except (SplitServeError, OSError) as error:
+        return _fail(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return status
+
+
+def _dispatch(words: list[str]) -> int:
     if words[:1] == ["--complete"]:
         return _complete(words[1:])
     name, rest = find_command(words)
@@ -72,15 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.run(_parse(module.Options, rest)))
     except ModuleNotFoundError as error:
         return _missing_module(error, name)
-    except UsageError as error:
-        return _fail(error, EXIT_USAGE)
-    except SplitServeError as error:
-        return _fail(error, EXIT_FAILED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except SystemExit as stop:  # argparse has printed its help or its complaint
+        return stop.code if isinstance(stop.code, int) else EXIT_FAILED
 
 
 def find_command(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -104,7 +113,7 @@ def _complete(words: list[str]) -> int:
 
 def _flags(name: str) -> list[str]:
     options = importlib.import_module(COMMANDS[name].module).Options
-    parser = CliSettingsSource[Any](options, cli_parse_args=[]).root_parser
+    parser = CliSettingsSource[Any](options).root_parser
     return sorted(flag for action in parser._actions for flag in action.option_strings)  # noqa: SLF001
 
 

@@ -15,7 +15,8 @@ SplitServeError
 ├── OverloadedError         the service has no room for the request; it may be tried again
 │   └── DrainingError           the service is about to stop
 ├── ExpiredError            the request's deadline passed before its work began
-└── LinkError               the cloud cannot be reached, or did not answer in time
+├── LinkError               the cloud cannot be reached, or did not answer in time
+└── MeasurementError        a measurement that must not be quoted
 """
 
 
@@ -90,3 +91,7 @@ class ExpiredError(SplitServeError):
 
 class LinkError(SplitServeError):
     """The cloud cannot be reached, or did not answer in time."""
+
+
+class MeasurementError(SplitServeError):
+    """A measurement that must not be quoted: its instrument failed, or a process died."""

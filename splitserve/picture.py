@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from splitserve.artifact import Preprocess
 from splitserve.errors import PictureError, UsageError
@@ -17,7 +17,19 @@ PictureFormat = Literal["JPEG", "WEBP"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 READABLE = ("JPEG", "PNG", "WEBP", "BMP")
-PIXEL_LIMIT = 100_000_000
+PIXEL_LIMIT = 89_000_000  # just under the size from which Pillow warns by itself
+
+# What undoes each EXIF orientation; ImageOps.exif_transpose fails on unrelated damaged tags.
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -33,7 +45,11 @@ def list_pictures(folder: Path) -> list[Path]:
     Raises:
         UsageError: there is none.
     """
-    paths = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in SUFFIXES]
+    paths = [
+        path
+        for path in sorted(folder.glob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    ]
     if not paths:
         raise UsageError(f"{folder}: no {', '.join(SUFFIXES)} files here")
     return paths
@@ -61,8 +77,8 @@ def decode_picture(content: bytes, preprocess: Preprocess, limit: int = PIXEL_LI
         # A JPEG can be decoded at half or quarter size; twice the target keeps bicubic honest.
         target = 2 * preprocess.resize_short_side
         image.draft("RGB", (target * width // min(width, height) + 1, target + 1))
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        upright = _to_rgb(_turn_upright(image))
+    except Exception as error:  # Pillow's readers raise whatever their parsing meets
         raise PictureError(f"the picture cannot be decoded: {error}") from error
     return _resize_and_crop(upright, preprocess)
 
@@ -72,8 +88,19 @@ def _open(content: bytes, formats: tuple[str, ...]) -> Image.Image:
         return Image.open(io.BytesIO(content), formats=formats)
     except UnidentifiedImageError as error:
         raise PictureError(f"not a {', '.join(formats)} file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise whatever their parsing meets
         raise PictureError(f"the picture cannot be read: {error}") from error
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    method = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG))
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
@@ -131,6 +158,6 @@ def decode_pixels(content: bytes, picture_format: PictureFormat, height: int, wi
             f"a picture of {image.size[0]} x {image.size[1]} where {width} x {height} is expected"
         )
     try:
-        return np.asarray(image.convert("RGB"), dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError) as error:
+        return np.asarray(_to_rgb(image), dtype=np.uint8)
+    except Exception as error:  # Pillow's readers raise whatever their parsing meets
         raise PictureError(f"the picture cannot be decoded: {error}") from error

@@ -65,10 +65,16 @@ class Graph:
 
 
 class Chain:
-    """The segments of one artifact. A head, a tail and the whole model are slices of it."""
+    """The segments of one artifact. A head, a tail and the whole model are slices of it.
 
-    def __init__(self, graphs: Sequence[Graph]) -> None:
+    Args:
+        graphs: the segments in order.
+        heads: fused heads by the position they end at, used instead of the segments before it.
+    """
+
+    def __init__(self, graphs: Sequence[Graph], heads: Mapping[int, Graph] | None = None) -> None:
         self._graphs = tuple(graphs)
+        self._heads = dict(heads or {})
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -86,20 +92,29 @@ class Chain:
             start: first position, 0 for the model's input.
             stop: last position, `len(self)` for the model's output.
         """
+        if start == 0 and stop in self._heads:
+            return self._heads[stop].run(tensors)
         for graph in self._graphs[start:stop]:
             tensors = graph.run(tensors)
         return tensors
 
 
-def open_chain(artifact: Artifact, options: RuntimeOptions) -> Chain:
+def open_chain(artifact: Artifact, options: RuntimeOptions, fused: Sequence[int] = ()) -> Chain:
     """Verify and load every segment of an artifact.
+
+    Args:
+        artifact: the folder.
+        options: how to run.
+        fused: positions whose heads are also loaded in one piece, where the artifact stores it.
 
     Raises:
         IntegrityError: a file differs from its hash.
         RuntimeFailureError: ONNX Runtime refuses a segment.
     """
     count = len(artifact.manifest.segments)
-    return Chain([Graph(artifact.read_segment(index), options) for index in range(count)])
+    segments = [Graph(artifact.read_segment(index), options) for index in range(count)]
+    contents = {position: artifact.read_fused_head(position) for position in fused}
+    return Chain(segments, {p: Graph(head, options) for p, head in contents.items() if head})
 
 
 def write_optimised(content: bytes, target: Path) -> None:

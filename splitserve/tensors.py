@@ -1,11 +1,12 @@
 """Array aliases and TensorSpec, the words in which every other room speaks of tensors."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -29,13 +30,20 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = Field(min_length=1)
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: tuple[Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1)], ...]
+
+    @field_validator("dtype")
+    @classmethod
+    def _known(cls, dtype: str) -> str:
+        if dtype not in DTYPES:
+            raise ValueError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        return dtype
 
     def elements(self, free: int = 1) -> int:
         """Number of elements when every free dimension is `free`."""
-        return int(np.prod([d if isinstance(d, int) else free for d in self.shape], dtype=np.int64))
+        return math.prod(d if isinstance(d, int) else free for d in self.shape)
 
     def raw_bytes(self, free: int = 1) -> int:
         """Bytes of the tensor as it lies in memory, free dimensions being `free`."""

@@ -45,12 +45,14 @@ def build_codec(name: str, quality: int | None = None) -> Codec:
         quality: 1 to 100 for a picture codec, None for its default; refused elsewhere.
 
     Raises:
-        UsageError: an unknown name, or a quality for a codec that has none.
+        UsageError: an unknown name, a quality out of range, or one for a codec that has none.
     """
     if name not in CODECS:
         raise UsageError(f"no codec {name!r}; there are: {', '.join(CODECS)}")
     kind = CODECS[name]
     if issubclass(kind, JpegCodec | WebpCodec):
+        if quality is not None and not 1 <= quality <= 100:
+            raise UsageError(f"--quality {quality} is not 1 to 100")
         return kind() if quality is None else kind(quality)
     if quality is not None:
         raise UsageError(f"--quality is for jpeg and webp; codec {name!r} has none")

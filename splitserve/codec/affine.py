@@ -19,6 +19,8 @@ AFFINE = 1
 LEVEL = 1  # measured: level 3 costs time and saves nothing on such bytes
 LEVELS = 255
 CHANNEL_AXIS = 1
+FLOAT16_MAX = 65504
+BLOCK_BYTES, CHECKSUM_BYTES = 3, 4  # of zstd's format
 MIN_CHANNEL_ELEMENTS = 8  # below this the four bytes of side information outweigh a channel's gain
 
 
@@ -41,14 +43,15 @@ class AffineCodec:
         """
         if tensor.dtype.kind != "f":
             return bytes((STORED,)) + _compress(tensor.astype(tensor.dtype.newbyteorder("<")))
-        rows = _rows(tensor.astype(np.float32, copy=False))
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = _rows(tensor.astype(np.float32, copy=False))
         low, high = rows.min(axis=1, initial=np.inf), rows.max(axis=1, initial=-np.inf)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise CodecError("affine-u8 cannot carry infinities, NaN or empty tensors; use raw")
         minimum = _bfloat16_down(low)
         span = high.astype(np.float64) - _float32(minimum)
         step = _bfloat16_up((span / LEVELS).astype(np.float32))
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             if not np.isfinite(_float32(minimum) + LEVELS * _float32(step)).all():
                 raise CodecError("affine-u8 cannot carry values near the end of float32; use raw")
         scale = np.where(step == 0, np.float32(1), _float32(step))
@@ -72,7 +75,7 @@ class AffineCodec:
         if not is_float:
             stored = DTYPES[dtype].newbyteorder("<")
             content = _decompress(payload[1:], elements * stored.itemsize)
-            if dtype == "bool" and max(content, default=0) > 1:
+            if dtype == "bool" and np.frombuffer(content, np.uint8).max(initial=0) > 1:
                 raise CodecError("a bool that is neither 0 nor 1")
             return np.frombuffer(content, stored).reshape(shape).astype(DTYPES[dtype])
         channels = _channels(shape)
@@ -85,6 +88,8 @@ class AffineCodec:
             finite = np.isfinite(offset + LEVELS * scale).all()
         if not finite:
             raise CodecError("affine-u8 side information is not finite")
+        if dtype == "float16":  # the minimum was rounded outwards, perhaps past float16's end
+            rows = rows.clip(-FLOAT16_MAX, FLOAT16_MAX)
         return _unrows(rows, shape).astype(DTYPES[dtype], copy=False)
 
 
@@ -137,9 +142,15 @@ def _compress(content: bytes | Array) -> bytes:
 def _decompress(payload: memoryview, expected: int) -> bytes:
     """Decompress a frame that states exactly the expected size; nothing larger is allocated."""
     try:
-        claimed = zstandard.get_frame_parameters(payload).content_size
-        if claimed != expected:
-            raise CodecError(f"a zstd frame of {claimed} bytes where {expected} are expected")
+        frame = zstandard.get_frame_parameters(payload)
+        if frame.content_size != expected:
+            raise CodecError(
+                f"a zstd frame of {frame.content_size} bytes where {expected} are expected"
+            )
+        if not expected:  # zstandard looks no further once it reads a content size of zero
+            end = zstandard.frame_header_size(payload) + BLOCK_BYTES
+            if len(payload) != end + CHECKSUM_BYTES * frame.has_checksum:
+                raise CodecError(f"an empty zstd frame in {len(payload)} bytes")
         content = zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CodecError(f"a broken zstd frame: {error}") from error

@@ -8,6 +8,9 @@ from splitserve.errors import CodecError, PictureError
 from splitserve.picture import PictureFormat, decode_pixels, encode_pixels
 from splitserve.tensors import Array
 
+JPEG_SCAN = b"\xff\xda"
+JPEG_SCANS_LIMIT = 64  # a scan of 12 bytes costs a pass over the picture; encoders write 1 to 12
+
 
 class _PictureCodec:
     """Pixels (1, height, width, 3), uint8, RGB, as a file of one picture format."""
@@ -29,11 +32,15 @@ class _PictureCodec:
         """Decompress a picture of exactly this shape.
 
         Raises:
-            CodecError: another shape, format or size, or a broken file.
+            CodecError: another shape, format or size, too many scans, or a broken file.
         """
         _check(shape, dtype)
+        content = bytes(payload)
+        scans = content.count(JPEG_SCAN)
+        if self.picture_format == "JPEG" and scans > JPEG_SCANS_LIMIT:
+            raise CodecError(f"a JPEG of {scans} scans is over the limit of {JPEG_SCANS_LIMIT}")
         try:
-            return decode_pixels(bytes(payload), self.picture_format, shape[1], shape[2])[None]
+            return decode_pixels(content, self.picture_format, shape[1], shape[2])[None]
         except PictureError as error:
             raise CodecError(str(error)) from error
 
@@ -69,5 +76,6 @@ class WebpCodec(_PictureCodec):
 
 
 def _check(shape: tuple[int, ...], dtype: str) -> None:
-    if len(shape) != 4 or shape[0] != 1 or shape[3] != 3 or np.dtype(dtype) != np.uint8:
+    is_picture = len(shape) == 4 and shape[0] == 1 and shape[3] == 3 and min(shape) > 0
+    if not is_picture or np.dtype(dtype) != np.uint8:
         raise CodecError(f"a picture codec takes (1, h, w, 3) uint8, not {list(shape)} {dtype}")

@@ -75,5 +75,7 @@ def export(folder: Path, target: Path) -> None:
             raise SplitServeError(f"{script} failed ({done.returncode}): {last}")
         embed_recipe(partial, recipe)
         partial.replace(target)
+    except subprocess.TimeoutExpired as error:
+        raise SplitServeError(f"{script} was stopped after {TIMEOUT_S} s") from error
     finally:
         partial.unlink(missing_ok=True)

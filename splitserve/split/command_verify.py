@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from splitserve.artifact import Preprocess, load_artifact
+from splitserve.artifact import Artifact, Preprocess, load_artifact
 from splitserve.errors import UsageError
 from splitserve.picture import decode_picture, list_pictures, normalise
 from splitserve.settings import Settings
@@ -43,7 +44,7 @@ class Options(Settings):
     """The ONNX file that the artifact was made from."""
     images: Path | None = None
     """Folder of pictures to compare on; without it, seeded random inputs are used."""
-    batch: list[int] = Field(default=[1, 3])
+    batch: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 3], min_length=1)
     """Batch sizes, comma-separated."""
     as_json: bool = False
     """Print one JSON document."""
@@ -56,9 +57,11 @@ def run(options: Options) -> int:
         if options.model is None:
             raise UsageError("an artifact is compared with its model: add --model MODEL.onnx")
         graph, artifact = load_graph(options.model), load_artifact(options.target)
+        _refuse_other_interface(graph, artifact)
         inputs = _inputs(graph, artifact.manifest.preprocess, options)
         steps: Iterable[CutError] = compare_artifact(graph, artifact, inputs)
-        count = len(inputs)
+        heads = sum(cut.fused_head is not None for cut in artifact.manifest.cuts)
+        count = len(inputs) * (1 + heads)
     else:
         graph = load_graph(options.target)
         preprocess = recipe_of(graph.model, options.target.stem).preprocess
@@ -68,6 +71,15 @@ def run(options: Options) -> int:
     errors = list(track(steps, "verifying", total=count, console=console, transient=True))
     _report(errors, options)
     return 0 if all(error.is_good for error in errors) else 3
+
+
+def _refuse_other_interface(graph: GraphView, artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    if (manifest.inputs, manifest.outputs) != (graph.inputs, graph.outputs):
+        raise UsageError(
+            f"the artifact's inputs and outputs are not those of the model; name with --model the"
+            f" file it was made from: {manifest.model.name}, sha256 {manifest.model.sha256}"
+        )
 
 
 def _inputs(graph: GraphView, preprocess: Preprocess | None, options: Options) -> list[Tensors]:

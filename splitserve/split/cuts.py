@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from splitserve.artifact import INPUT, OUTPUT
 from splitserve.errors import UsageError
 from splitserve.runtime import write_optimised
 from splitserve.split.graph import GraphView
@@ -35,15 +36,16 @@ def find_cuts(graph: GraphView) -> list[CutCandidate]:
     """List every tensor that alone crosses some boundary of the graph, in order.
 
     Such a tensor dominates the output, so its ancestors are a prefix of any topological order and
-    one sweep over last uses finds them all. Tensors of unknown shape are left out. O(V + E).
+    one sweep over last uses finds them all. Tensors of unknown shape are left out, and so is one
+    called `input` or `output`, for positions have these names. O(V + E).
 
     Source: dominator argument and check against exhaustive search in the project's research notes.
     """
     last_use = _last_uses(graph)
     total = max(1, graph.macs)
     live = {spec.name for spec in graph.inputs if spec.name in last_use}
-    ends = {spec.name for spec in (*graph.inputs, *graph.outputs)}
-    cuts, done, seen = [], 0, set(ends)
+    seen = {INPUT, OUTPUT, *(spec.name for spec in (*graph.inputs, *graph.outputs))}
+    cuts, done = [], 0
     for index, node in enumerate(graph.nodes):
         done += node.macs
         if not node.is_constant:
@@ -62,7 +64,7 @@ def _last_uses(graph: GraphView) -> dict[str, int]:
     last_use = {
         name: index
         for index, node in enumerate(graph.nodes)
-        if not node.is_constant
+        if not (node.is_constant or node.is_dead)
         for name in node.inputs
     }
     last_use.update((spec.name, len(graph.nodes)) for spec in graph.outputs)

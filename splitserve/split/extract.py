@@ -14,6 +14,8 @@ from splitserve.split.graph import GraphView
 from splitserve.split.recipe import Recipe
 from splitserve.tensors import DTYPES, TensorSpec
 
+FUSED_HEAD_SHARE = 0.25  # of the model's bytes; a larger head runs from the shared segments
+IR_MIN = 4
 TOOLS = ("splitserve", "onnx", "onnxruntime", "numpy")
 
 
@@ -49,7 +51,8 @@ def extract(
         weights,
     )
     model = onnx.helper.make_model(part, opset_imports=graph.model.opset_import)
-    model.ir_version = graph.model.ir_version
+    # Before IR 4 every initialiser had to stand among the inputs too; a part lists its own only.
+    model.ir_version = max(IR_MIN, graph.model.ir_version)
     model.producer_name = "splitserve"
     return model
 
@@ -71,21 +74,11 @@ def split_model(
         source: the ONNX file, for its hash.
         target: the folder to write.
     """
-    borders = [graph.inputs, *((cut.tensor,) for cut in cuts), graph.outputs]
-    marks = [0, *(cut.nodes for cut in cuts), len(graph.nodes)]
-    segments, contents = [], []
-    for index in range(len(cuts) + 1):
-        part = extract(graph, borders[index], borders[index + 1])
-        content = part.SerializeToString(deterministic=True)
-        contents.append(content)
-        segments.append(
-            Segment(
-                file=f"s{index}.onnx",
-                sha256=hashlib.sha256(content).hexdigest(),
-                bytes=len(content),
-                macs=sum(node.macs for node in graph.nodes[marks[index] : marks[index + 1]]),
-            )
-        )
+    writer = _Writer(graph, cuts)
+    segments = tuple(writer.part(f"s{i}.onnx", i, i + 1) for i in range(len(cuts) + 1))
+    heads = [writer.part(f"h{i}.onnx", 0, i) for i in range(1, len(cuts) + 1)]
+    limit = FUSED_HEAD_SHARE * sum(segment.bytes for segment in segments)
+    kept = [head if i and head.bytes <= limit else None for i, head in enumerate(heads)]
     manifest = Manifest(
         model=ModelFacts(
             name=recipe.name,
@@ -95,13 +88,43 @@ def split_model(
         ),
         inputs=graph.inputs,
         outputs=graph.outputs,
-        segments=tuple(segments),
+        segments=segments,
         cuts=tuple(
-            Cut(name=cut.tensor.name, egress=(cut.tensor,), macs_share=round(cut.macs_share, 6))
-            for cut in cuts
+            Cut(
+                name=cut.tensor.name,
+                egress=(cut.tensor,),
+                macs_share=round(cut.macs_share, 6),
+                fused_head=head,
+            )
+            for cut, head in zip(cuts, kept, strict=True)
         ),
         preprocess=recipe.preprocess,
         labels=recipe.labels,
         tools={name: version(name) for name in TOOLS},
     )
-    return write_artifact(target, manifest, contents)
+    stored = {segment.file for segment in (*segments, *kept) if segment}
+    files = {name: content for name, content in writer.contents.items() if name in stored}
+    return write_artifact(target, manifest, files)
+
+
+class _Writer:
+    """Extracts parts between positions and remembers their bytes by file name."""
+
+    def __init__(self, graph: GraphView, cuts: Sequence[CutCandidate]) -> None:
+        self._graph = graph
+        self._borders = [graph.inputs, *((cut.tensor,) for cut in cuts), graph.outputs]
+        self._marks = [0, *(cut.nodes for cut in cuts), len(graph.nodes)]
+        self.contents: dict[str, bytes] = {}
+
+    def part(self, file: str, start: int, stop: int) -> Segment:
+        """Extract what lies between two positions."""
+        part = extract(self._graph, self._borders[start], self._borders[stop])
+        content = part.SerializeToString(deterministic=True)
+        self.contents[file] = content
+        nodes = self._graph.nodes[self._marks[start] : self._marks[stop]]
+        return Segment(
+            file=file,
+            sha256=hashlib.sha256(content).hexdigest(),
+            bytes=len(content),
+            macs=sum(node.macs for node in nodes),
+        )

@@ -17,6 +17,11 @@ STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 # Where each mixing operation keeps its weight; MatMul and Gemm multiply their last common axis.
 WEIGHT_INPUT = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
 MATMUL = frozenset({"MatMul", "MatMulInteger", "QLinearMatMul"})
+# Two copies of these on two sides of a cut would draw different numbers.
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+     "Bernoulli"}
+)  # fmt: skip
 
 Shape = tuple[int, ...]
 
@@ -31,6 +36,8 @@ class Node:
     macs: int
     is_constant: bool
     """Computed from initialisers only: duplicated on both sides of a cut at no cost."""
+    is_dead: bool
+    """No output depends on it: left out of every part, and of the multiply-adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ def load_graph(path: Path) -> GraphView:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), format="protobuf")
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         raise GraphError(f"{path}: not a valid ONNX model: {error}") from error
@@ -84,7 +91,7 @@ def view(model: onnx.ModelProto) -> GraphView:
 
     Raises:
         GraphError: control flow, local functions, sparse initialisers, an opset below 11, a
-            foreign operator domain, or a graph that ONNX cannot infer shapes for.
+            foreign operator domain, no input, or a graph that ONNX cannot infer shapes for.
     """
     _refuse_unsupported(model)
     try:
@@ -94,6 +101,8 @@ def view(model: onnx.ModelProto) -> GraphView:
         raise GraphError(f"shapes cannot be inferred: {error}") from error
     initialisers = {value.name for value in model.graph.initializer}
     inputs = [value for value in symbolic.graph.input if value.name not in initialisers]
+    if not inputs:
+        raise GraphError("the model has no input, so there is nothing to split")
     specs = {
         value.name: spec for value in _values(symbolic.graph) if (spec := _spec(value)) is not None
     }
@@ -177,16 +186,26 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
 def _nodes(
     model: onnx.ModelProto, shapes: Mapping[str, Shape], initialisers: set[str]
 ) -> tuple[Node, ...]:
-    constant = set(initialisers)
+    constant, alive = set(initialisers), _alive(model.graph)
     nodes = []
-    for proto in model.graph.node:
+    for index, proto in enumerate(model.graph.node):
         inputs = tuple(name for name in proto.input if name)
         outputs = tuple(name for name in proto.output if name)
-        is_constant = all(name in constant for name in inputs)
+        is_constant = proto.op_type not in RANDOM and constant.issuperset(inputs)
         constant.update(outputs if is_constant else ())
-        macs = 0 if is_constant else _macs(proto, shapes)
-        nodes.append(Node(proto.op_type, inputs, outputs, macs, is_constant))
+        macs = 0 if is_constant or index not in alive else _macs(proto, shapes)
+        nodes.append(Node(proto.op_type, inputs, outputs, macs, is_constant, index not in alive))
     return tuple(nodes)
+
+
+def _alive(graph: onnx.GraphProto) -> set[int]:
+    """Indices of the nodes that an output depends on."""
+    needed, alive = {value.name for value in graph.output}, set()
+    for index in reversed(range(len(graph.node))):
+        if needed.intersection(name for name in graph.node[index].output if name):
+            alive.add(index)
+            needed.update(graph.node[index].input)
+    return alive
 
 
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitserve.artifact import Artifact
-from splitserve.runtime import Graph, RuntimeOptions, open_chain
+from splitserve.runtime import Chain, Graph, RuntimeOptions, open_chain
 from splitserve.split.cuts import CutCandidate
 from splitserve.split.extract import extract
 from splitserve.split.graph import GraphView
@@ -63,19 +63,32 @@ def compare_cuts(
 def compare_artifact(
     graph: GraphView, artifact: Artifact, inputs: Sequence[Tensors]
 ) -> Iterator[CutError]:
-    """Run all segments of an artifact in turn; compare with the model it was made from.
+    """Run every plan of an artifact; compare with the model it was made from.
 
-    Every plan of the artifact runs these same segments in this order, the border being where the
-    frame travels, so one comparison per batch size covers them all.
+    The shared segments run in the same order whatever the plan, so one comparison per batch size
+    covers them; each fused head is compared with the segments behind it.
     """
     content = graph.model.SerializeToString()
     wanted = {mode: _whole(content, mode, inputs) for mode in (False, True)}
-    count = len(artifact.manifest.segments)
-    got = {}
-    for mode in (False, True):
-        chain = open_chain(artifact, RuntimeOptions(optimise=mode))
-        got[mode] = [dict(chain.run(tensors, 0, count)) for tensors in inputs]
-    yield from _compare(f"all {count} segments", wanted, got, inputs)
+    names = {len(artifact.manifest.segments): "all segments"}
+    for position, cut in enumerate(artifact.manifest.cuts, 1):
+        if cut.fused_head:
+            names[position] = f"fused head to {cut.name}"
+    chains = {
+        mode: open_chain(artifact, RuntimeOptions(optimise=mode), fused=list(names))
+        for mode in (False, True)
+    }
+    for position, name in names.items():
+        got = {
+            mode: [_through(chain, position, tensors) for tensors in inputs]
+            for mode, chain in chains.items()
+        }
+        yield from _compare(name, wanted, got, inputs)
+
+
+def _through(chain: Chain, position: int, tensors: Tensors) -> dict[str, Array]:
+    """Run the head to a position, then the tail."""
+    return dict(chain.run(chain.run(tensors, 0, position), position, len(chain)))
 
 
 Results = Sequence[dict[str, Array]]
@@ -108,14 +121,19 @@ def _compare(
             relative_error(value, got[True][index][key])
             for key, value in wanted[True][index].items()
         )
-        batch = next(iter(tensors.values())).shape[0]
+        batch = next((value.shape[0] for value in tensors.values() if value.ndim), 1)
         yield CutError(name, batch, exact, error)
 
 
 def relative_error(wanted: Array, got: Array) -> float:
-    """Largest absolute difference over the largest magnitude of `wanted`."""
+    """Largest absolute difference over the largest finite magnitude of `wanted`.
+
+    Values that are equal, infinities and NaN included, do not differ; NaN where a number is wanted
+    gives NaN, which is within no tolerance.
+    """
     if wanted.shape != got.shape:
         return float("inf")
-    scale = float(np.abs(wanted).max(initial=0)) or 1.0
-    difference = np.abs(wanted.astype(np.float64) - got.astype(np.float64))
-    return float(difference.max(initial=0)) / scale
+    wide, other = wanted.astype(np.float64), got.astype(np.float64)
+    differs = (wide != other) & ~(np.isnan(wide) & np.isnan(other))
+    scale = float(np.abs(wide[np.isfinite(wide)]).max(initial=0)) or 1.0
+    return float(np.abs(wide[differs] - other[differs]).max(initial=0)) / scale

@@ -61,7 +61,7 @@ class Limits:
     Args:
         frame_bytes: largest frame, header included.
         tensors: most tensors in one frame.
-        elements: most elements that one tensor may claim.
+        elements: most elements that one tensor may claim, a size of zero counted as one.
     """
 
     frame_bytes: int = 16 * 1024 * 1024
@@ -183,6 +183,8 @@ def _encode(frame: Frame) -> bytes:
 def _encode_sections(sections: Sequence[Section]) -> list[Buffer]:
     parts: list[Buffer] = []
     for section in sections:
+        if len(section.shape) > MAX_DIMS:
+            raise WireError(f"{len(section.shape)} dimensions are over the limit of {MAX_DIMS}")
         dims = struct.pack(f"<{len(section.shape)}I", *section.shape)
         head = SECTION.pack(len(section.shape), 0, 0, len(section.payload))
         parts += [head + dims, section.payload]
@@ -205,7 +207,7 @@ def _encode_deadline(deadline_s: float | None) -> int:
 def _clamp(value: float, bits: int) -> int:
     """Round into an unsigned field; what is too large or not a number becomes its largest value."""
     top = (1 << bits) - 1
-    return top if math.isnan(value) or value >= top else max(0, round(value))
+    return top if math.isnan(value) or value >= top else round(max(0.0, value))
 
 
 def _checksum(head: Buffer, body: Sequence[Buffer]) -> int:
@@ -313,7 +315,7 @@ def _read_section(payload: memoryview, limits: Limits) -> tuple[Section, memoryv
     if len(payload) < start + length:
         raise WireError(f"a tensor claims {length} bytes, {max(0, len(payload) - start)} are there")
     shape = struct.unpack_from(f"<{dims}I", payload, SECTION.size)
-    elements = math.prod(shape)
+    elements = math.prod(size or 1 for size in shape)  # a zero hides no size that numpy refuses
     if elements > limits.elements:
         raise FrameTooLargeError(
             f"a tensor claims {elements} elements, the limit is {limits.elements}"

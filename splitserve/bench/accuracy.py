@@ -1,0 +1,96 @@
+"""`splitserve bench accuracy`: top-1 and top-5 of a model on labelled pictures."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic_settings import SettingsConfigDict
+from rich.console import Console
+from rich.progress import track
+
+from splitserve.errors import UsageError
+from splitserve.picture import decode_picture, normalise
+from splitserve.runtime import Graph, RuntimeOptions
+from splitserve.settings import Settings
+from splitserve.split import load_graph, recipe_of
+from splitserve.split.command_export import CHECKOUT, export
+
+DEFAULT = "efficientnet_lite0"
+
+
+class Options(Settings):
+    """Measure top-1 and top-5 through our own preprocessing.
+
+    The folder holds the pictures and labels.csv with the columns file and label (class index).
+    """
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="splitserve bench accuracy", env_prefix="SPLITSERVE_BENCH_ACCURACY_"
+    )
+
+    images: Path
+    """Folder with labels.csv."""
+    model: Path = Path("build") / f"{DEFAULT}.onnx"
+    """ONNX file with an embedded recipe; the default is exported when it is missing."""
+    as_json: bool = False
+    """Print one JSON document."""
+
+
+def run(options: Options) -> int:
+    """Measure and print."""
+    console = Console(stderr=True)
+    if not options.model.is_file() and options.model.stem == DEFAULT:
+        with console.status(f"exporting {DEFAULT}"):
+            export(CHECKOUT / DEFAULT, options.model)
+    pictures = read_labels(options.images)
+    ranks = _ranks(options.model, pictures, console)
+    top1, top5 = (float(np.mean([rank < k for rank in ranks])) for k in (1, 5))
+    error = float(np.sqrt(top1 * (1 - top1) / len(ranks)))
+    result = {"pictures": len(ranks), "top1": top1, "top5": top5, "top1_standard_error": error}
+    if options.as_json:
+        json.dump(result, sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        Console().print(
+            f"{options.model.stem} on {options.images.name}: top-1 {top1:.1%} (standard error"
+            f" {error:.1%}), top-5 {top5:.1%}, {len(ranks)} pictures",
+            highlight=False,
+        )
+    return 0
+
+
+def read_labels(folder: Path) -> list[tuple[Path, int]]:
+    """Read labels.csv.
+
+    Raises:
+        UsageError: no such file, or a line without file and label.
+    """
+    path = folder / "labels.csv"
+    try:
+        with path.open(newline="") as file:
+            rows = [(folder / row["file"], int(row["label"])) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: needs the columns file and label: {error}") from error
+    if not rows:
+        raise UsageError(f"{path}: no picture in it")
+    return rows
+
+
+def _ranks(model: Path, pictures: Sequence[tuple[Path, int]], console: Console) -> list[int]:
+    """Rank of the right class per picture, 0 for the first."""
+    graph = load_graph(model)
+    preprocess = recipe_of(graph.model, model.stem).preprocess
+    if preprocess is None:
+        raise UsageError(f"{model}: no preprocessing inside; make it with splitserve export")
+    loaded = Graph(model.read_bytes(), RuntimeOptions())
+    ranks = []
+    for path, label in track(pictures, "measuring", console=console, transient=True):
+        values = normalise(decode_picture(path.read_bytes(), preprocess), preprocess)
+        scores = loaded.run({loaded.inputs[0]: values})[loaded.outputs[0]][0]
+        ranks.append(int((scores > scores[label]).sum()))
+    return ranks

@@ -1,0 +1,105 @@
+"""What the demo shows a person: labels, a table, a bar per arm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+BAR_CELLS = 48
+GROUPS = {
+    "picture": ("decode picture", "bright_black", ("picture", "normalise")),
+    "head": ("head", "green", ("head", "edge_tail")),
+    "encode": ("encode", "yellow", ("encode",)),
+    "network": ("network", "red", ("network",)),
+    "cloud": ("cloud queue and decode", "magenta", ("queue", "cloud_decode")),
+    "tail": ("cloud tail", "blue", ("tail",)),
+}
+
+
+def print_report(result: Mapping[str, Any], console: Console) -> None:
+    """Print the whole report."""
+    link = result["link"]
+    console.print(
+        f"link: {link['rate_mbps']} Mbit/s and {link['delay_ms']} ms each way (self-test:"
+        f" {link['measured_rate_mbps']:.2f} Mbit/s, round trip"
+        f" {link['measured_round_trip_ms']:.1f} ms); the edge computes {result['slowdown']:g} times"
+        " slower than this machine",
+        highlight=False,
+    )
+    console.print(_labels(result))
+    console.print(_table(result))
+    console.print(_bars(result))
+    console.print(_verdict(result), highlight=False)
+
+
+def _labels(result: Mapping[str, Any]) -> Table:
+    table = Table(title="What each arm calls the pictures")
+    table.add_column("picture", no_wrap=True)
+    names = [row["name"] for row in result["arms"]]
+    table.add_column("edge only")
+    table.add_column(result["winner"] if result["winner"] != names[0] else names[-1])
+    table.add_column("arms that are right", justify="right")
+    shown = [names[0], result["winner"] if result["winner"] != names[0] else names[-1]]
+    for picture in result["pictures"]:
+        cells = [
+            f"{picture['labels'][name]['name']} {picture['labels'][name]['score']:.0%}"
+            for name in shown
+        ]
+        right = sum(picture["is_right"].values())
+        table.add_row(picture["shows"], *cells, f"{right} of {len(names)}")
+    return table
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    table = Table(title="Every way to run it")
+    table.add_column("arm", no_wrap=True)
+    for name in ("kB up", "p50 ms", "p95 ms", "agrees with the unsplit model"):
+        table.add_column(name, justify="right")
+    for row in result["arms"]:
+        table.add_row(
+            row["name"],
+            f"{row['bytes_up'] / 1e3:.1f}" if row["bytes_up"] else "-",
+            f"{row['p50_s'] * 1e3:.1f}",
+            f"{row['p95_s'] * 1e3:.1f}",
+            f"{row['agree']} of {row['requests']}",
+            style="bold" if row["name"] == result["winner"] else "",
+        )
+    return table
+
+
+def _bars(result: Mapping[str, Any]) -> Text:
+    longest = max(sum(row["stages_s"].values()) for row in result["arms"])
+    width = max(len(row["name"]) for row in result["arms"]) + 2
+    text = Text("Where the time went (medians)\n", style="italic")
+    for row in result["arms"]:
+        text.append(f"{row['name']:{width}}", style="not italic")
+        done, drawn = 0.0, 0
+        for _, colour, stages in GROUPS.values():
+            done += sum(row["stages_s"].get(stage, 0.0) for stage in stages)
+            cells = round(BAR_CELLS * done / longest) - drawn
+            text.append("█" * cells, style=f"not italic {colour}")
+            drawn += cells
+        text.append(f" {done * 1e3:.0f} ms\n", style="not italic")
+    for label, colour, _ in GROUPS.values():
+        text.append("█ ", style=f"not italic {colour}")
+        text.append(f"{label}  ", style="not italic dim")
+    text.append("\n")
+    return text
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    gain, winner, rival = result["gain"], result["winner"], result["rival"]
+    requests = result["arms"][0]["requests"]
+    if winner == rival:
+        return f"On this link [bold]{winner}[/] wins."
+    which = (
+        f"{rival}, the better way to do it all on one side"
+        if result["is_split"]
+        else f"{rival}, the best split: on this link, do not split"
+    )
+    return (
+        f"On this link [bold]{winner}[/] wins: {gain['ratio']:.2f} times as fast as {which} (95 %"
+        f" interval {gain['low']:.2f} to {gain['high']:.2f}; {requests} requests each, in turn)."
+    )

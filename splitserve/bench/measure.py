@@ -1,0 +1,37 @@
+"""Turning samples into figures: median, p95, and intervals on ratios."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+def median(values: Sequence[float]) -> float:
+    """Median."""
+    return float(np.median(values))
+
+
+def p95(values: Sequence[float]) -> float:
+    """95th percentile, by linear interpolation."""
+    return float(np.percentile(values, 95))
+
+
+def ratio_interval(
+    upper: Sequence[float], lower: Sequence[float], seed: int = 0
+) -> tuple[float, float, float]:
+    """Ratio of two medians over the same inputs, with a bootstrap 95 % interval.
+
+    Args:
+        upper: samples in the numerator, by input.
+        lower: samples in the denominator, in the same order of inputs; they are resampled in pairs.
+        seed: of the resampling.
+
+    Returns:
+        The ratio, the lower and the upper end of its interval.
+    """
+    above, below = np.asarray(upper), np.asarray(lower)
+    picks = np.random.default_rng(seed).integers(0, len(above), (RESAMPLES, len(above)))
+    ratios = np.median(above[picks], axis=1) / np.median(below[picks], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.median(above) / np.median(below)), float(low), float(high)

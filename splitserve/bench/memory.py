@@ -1,0 +1,138 @@
+"""`splitserve bench memory`: all plans of an artifact against the unsplit model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+from rich.console import Console
+from rich.progress import track
+
+from splitserve.bench.fixture import prepared
+from splitserve.bench.measure import median
+from splitserve.errors import MeasurementError
+from splitserve.settings import Settings
+
+TIMEOUT_S = 120
+LIMIT = 1.3
+SWITCH_LIMIT_S = 0.005
+
+# Run in processes of their own: imports and the allocator's history would blur the figures.
+WHOLE = """
+import sys, json, pathlib
+import numpy as np
+from splitserve.runtime import Graph, RuntimeOptions
+def rss():
+    words = pathlib.Path("/proc/self/statm").read_text().split()
+    return int(words[1]) * 4096
+before = rss()
+graph = Graph(pathlib.Path(sys.argv[1]).read_bytes(), RuntimeOptions())
+image = np.zeros((1, 3, 224, 224), np.float32)
+for _ in range(5):
+    graph.run({graph.inputs[0]: image})
+print(json.dumps({"resident_bytes": rss(), "before_bytes": before}))
+"""
+PLANS = """
+import sys, json, pathlib, time
+import numpy as np
+from splitserve.artifact import load_artifact
+from splitserve.runtime import RuntimeOptions, open_chain
+def rss():
+    words = pathlib.Path("/proc/self/statm").read_text().split()
+    return int(words[1]) * 4096
+before = rss()
+artifact = load_artifact(pathlib.Path(sys.argv[1]))
+count = len(artifact.manifest.segments)
+in_use = [p for p in range(1, count) if artifact.manifest.cuts[p - 1].fused_head][-1:]
+chain = open_chain(artifact, RuntimeOptions(), fused=in_use)
+image = {artifact.manifest.inputs[0].name: np.zeros((1, 3, 224, 224), np.float32)}
+def plan(position):
+    return chain.run(chain.run(image, 0, position), position, count)
+for position in range(count + 1):
+    plan(position)
+def timed(position):
+    started = time.perf_counter()
+    plan(position)
+    return time.perf_counter() - started
+switches = []
+for turn in range(10):
+    for position in range(count + 1):
+        first = timed(position)
+        steady = sorted(timed(position) for _ in range(3))[1]
+        switches.append(first - steady)
+print(json.dumps({"resident_bytes": rss(), "before_bytes": before, "switch_s": switches}))
+"""
+
+
+class Options(Settings):
+    """Measure resident memory with all plans loaded, and what changing the plan costs.
+
+    The ratio compares whole processes after five runs each, taken in turn. A change costs the
+    first request under a new plan minus a steady one under the same plan.
+    """
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="splitserve bench memory", env_prefix="SPLITSERVE_BENCH_MEMORY_"
+    )
+
+    rounds: int = Field(default=5, ge=1)
+    """Fresh processes of each kind."""
+    build: Path = Path("build/bench")
+    """Folder that keeps the model between runs."""
+    as_json: bool = False
+    """Print one JSON document."""
+
+
+def run(options: Options) -> int:
+    """Measure, print, and exit 3 when a limit is passed."""
+    model, artifact = prepared(options.build)
+    console = Console(stderr=True)
+    whole, plans = [], []
+    for _ in track(range(options.rounds), "measuring", console=console, transient=True):
+        whole.append(_child(WHOLE, model))
+        plans.append(_child(PLANS, artifact.root))
+    unsplit, every = (median([r["resident_bytes"] for r in rows]) for rows in (whole, plans))
+    grown = [
+        median([r["resident_bytes"] - r["before_bytes"] for r in rows]) for rows in (whole, plans)
+    ]
+    switches = [value for row in plans for value in row["switch_s"]]
+    result = {
+        "unsplit_bytes": unsplit,
+        "all_plans_bytes": every,
+        "ratio": every / unsplit,
+        "ratio_without_interpreter": grown[1] / grown[0],
+        "switch_p50_s": median(switches),
+        "switch_max_s": max(switches),
+        "rounds": options.rounds,
+    }
+    if options.as_json:
+        json.dump(result, sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        Console().print(
+            f"unsplit session {unsplit / 1e6:.0f} MB, all plans {every / 1e6:.0f} MB:"
+            f" {result['ratio']:.2f} times (limit {LIMIT}); without the interpreter and its"
+            f" libraries {result['ratio_without_interpreter']:.2f} times\n"
+            f"changing the plan: p50 {result['switch_p50_s'] * 1e3:.2f} ms, worst"
+            f" {result['switch_max_s'] * 1e3:.2f} ms of {len(switches)} (limit"
+            f" {SWITCH_LIMIT_S * 1e3:.0f} ms at the median)",
+            highlight=False,
+        )
+    return 0 if result["ratio"] <= LIMIT and result["switch_p50_s"] <= SWITCH_LIMIT_S else 3
+
+
+def _child(code: str, argument: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(argument)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode:
+        raise MeasurementError(f"a measuring process failed: {done.stderr.strip()[-300:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result

@@ -1,0 +1,100 @@
+"""A small artifact's tail, behind a service whose work a test can hold back."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloud_service.scheduler import Scheduler
+from cloud_service.service import Service
+from cloud_service.tail import Tail
+from splitserve.artifact import Artifact, load_artifact
+from splitserve.codec import build_codec
+from splitserve.runtime import Chain, RuntimeOptions, open_chain
+from splitserve.tensors import Array
+from splitserve.wire import Limits, Reply, Request, Section
+
+FRAME_LIMIT = 1024 * 1024
+
+
+class GatedTail(Tail):
+    """A tail whose answers wait at a gate, open at first, and may fail."""
+
+    def __init__(self, artifact: Artifact, chain: Chain) -> None:
+        super().__init__(artifact, chain)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+        self.running = threading.Semaphore(0)
+
+    def answer(self, request: Request, queue_s: float = 0.0, load: float = 0.0) -> Reply:
+        self.running.release()
+        assert self.gate.wait(20)
+        if self.failure is not None:
+            raise self.failure
+        return super().answer(request, queue_s, load)
+
+
+@pytest.fixture(scope="session")
+def artifact(tiny_artifact: Path) -> Artifact:
+    return load_artifact(tiny_artifact)
+
+
+@pytest.fixture(scope="session")
+def chain(artifact: Artifact) -> Chain:
+    return open_chain(artifact, RuntimeOptions(threads=1))
+
+
+@pytest.fixture
+def tail(artifact: Artifact, chain: Chain) -> GatedTail:
+    return GatedTail(artifact, chain)
+
+
+@pytest.fixture(scope="session")
+def image(artifact: Artifact) -> dict[str, Array]:
+    """One input of the model, batch 1."""
+    spec = artifact.manifest.inputs[0]
+    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+    values = np.random.default_rng(7).normal(size=shape)
+    return {spec.name: values.astype(spec.dtype)}
+
+
+@pytest.fixture(scope="session")
+def make_request(
+    artifact: Artifact, chain: Chain, image: dict[str, Array]
+) -> Callable[..., Request]:
+    """Run the head up to a position and make its request."""
+
+    def make(
+        position: int = 1,
+        number: int = 0,
+        codec: str = "raw",
+        deadline_s: float | None = None,
+        batch: int = 1,
+    ) -> Request:
+        inputs = {name: np.repeat(values, batch, axis=0) for name, values in image.items()}
+        features = chain.run(inputs, 0, position)
+        used = build_codec(codec)
+        if codec == "raw":
+            used.exact = True
+        values = [features[spec.name] for spec in artifact.manifest.egress(position)]
+        return Request(
+            request_id=number.to_bytes(16, "big"),
+            artifact_id=artifact.id,
+            cut=position,
+            codec=used.number,
+            sections=tuple(Section(value.shape, used.encode(value)) for value in values),
+            deadline_s=deadline_s,
+        )
+
+    return make
+
+
+@pytest.fixture
+def service(tail: GatedTail) -> Iterator[Service]:
+    scheduler = Scheduler(workers=1, waiting=4)
+    yield Service(tail, scheduler, Limits(frame_bytes=FRAME_LIMIT))
+    tail.gate.set()
+    scheduler.close()
