@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -65,14 +66,33 @@ class Options(Settings):
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn closes streams at once on SIGTERM; this one finishes what it accepted first."""
+    """uvicorn closes streams at once on SIGTERM; this one finishes what it accepted first.
 
-    def __init__(self, config: uvicorn.Config, service: Service, options: Options) -> None:
+    Args:
+        config: uvicorn's own.
+        service: what is drained.
+        options: how long draining may take.
+        announce: called once requests are taken and signals drain instead of killing.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        options: Options,
+        announce: Callable[[], None],
+    ) -> None:
         super().__init__(config)
+        self._announce = announce
         self._service = service
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then tell."""
+        await super().startup(sockets)
+        self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, stop at once on the second."""
@@ -127,11 +147,14 @@ async def _serve(options: Options) -> int:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     name = artifact.manifest.model.name
-    json.dump({"url": url, "artifact_id": artifact.id.hex(), "model": name}, sys.stdout)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    logger.info("ready", extra={"url": url, "providers": list(chain.providers)})
-    server = DrainingServer(config, service, options)
+
+    def announce() -> None:
+        json.dump({"url": url, "artifact_id": artifact.id.hex(), "model": name}, sys.stdout)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        logger.info("ready", extra={"url": url, "providers": list(chain.providers)})
+
+    server = DrainingServer(config, service, options, announce)
     await server.serve(sockets=[listener])
     scheduler.close()
     return 0

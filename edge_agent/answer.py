@@ -56,10 +56,13 @@ def top_labels(output: Array, names: Sequence[str]) -> tuple[Label, ...]:
     """Rank the classes of a classifier's first output.
 
     Args:
-        output: (1, classes), logits or probabilities; anything else gives no labels.
+        output: (1, classes), logits or probabilities; anything else, no numbers among them, gives
+            no labels.
         names: class names by index, may be empty.
     """
-    if output.ndim != 2 or output.shape[0] != 1 or output.dtype.kind != "f":
+    if output.ndim != 2 or output.shape[0] != 1 or output.dtype.kind != "f" or not output.size:
+        return ()
+    if not np.isfinite(output.max()):
         return ()
     scores = _probabilities(output[0].astype(np.float64))
     best = np.argsort(-scores, kind="stable")[:TOP]

@@ -59,5 +59,6 @@ class Breaker:
         self._is_probing = False
         doubled = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
         self._pause_s = max(doubled, at_least_s)
-        spread = self._random.uniform(1 - JITTER, 1 + JITTER)
-        self._closed_until = self._clock() + self._pause_s * spread
+        jitter = self._random.uniform(-JITTER, JITTER)
+        pause_s = max(doubled * (1 + jitter), at_least_s * (1 + abs(jitter)))
+        self._closed_until = self._clock() + pause_s

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from splitserve.artifact import Artifact, load_artifact
@@ -31,6 +32,7 @@ def run(options: Options) -> int:
     artifact = load_artifact(options.artifact)
     for index in range(len(artifact.manifest.segments)):
         artifact.read_segment(index)
+        artifact.read_fused_head(index)
     if options.as_json:
         manifest = artifact.manifest.model_dump(mode="json")
         json.dump({"id": artifact.id.hex(), "manifest": manifest}, sys.stdout)
@@ -44,7 +46,7 @@ def _show(artifact: Artifact) -> None:
     manifest, console = artifact.manifest, Console()
     model = manifest.model
     console.print(
-        f"[bold]{model.name}[/]  opset {model.opset}, {model.macs / 1e6:.0f} MMAC\n"
+        f"{model.name}  opset {model.opset}, {model.macs / 1e6:.0f} MMAC\n"
         f"id        {artifact.id.hex()}\n"
         f"source    sha256 {model.sha256}\n"
         f"input     {_specs(manifest.inputs)}\n"
@@ -53,6 +55,8 @@ def _show(artifact: Artifact) -> None:
         f"picture   {manifest.preprocess or 'no preprocessing'}\n"
         f"made by   {', '.join(f'{name} {number}' for name, number in manifest.tools.items())}",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     table = Table(title="positions and the segments between them")
     table.add_column("position")
@@ -68,9 +72,10 @@ def _show(artifact: Artifact) -> None:
             file, size = segment.file, f"{segment.bytes / 1e3:,.1f}"
         raw = sum(spec.raw_bytes() for spec in specs) / 1e3
         share = f"{shares[position]:.1%}"
-        table.add_row(name, _specs(specs), f"{raw:,.1f}", share, file, size)
+        table.add_row(escape(name), escape(_specs(specs)), f"{raw:,.1f}", share, file, size)
     console.print(table)
-    console.print(f"[green]all {len(manifest.segments)} files match their hashes[/]")
+    files = len(manifest.segments) + sum(cut.fused_head is not None for cut in manifest.cuts)
+    console.print(f"[green]all {files} files match their hashes[/]")
 
 
 def _specs(specs: tuple[TensorSpec, ...]) -> str:

@@ -21,7 +21,7 @@ PIXEL_LIMIT = 89_000_000  # just under the size from which Pillow warns by itsel
 
 # What undoes each EXIF orientation; ImageOps.exif_transpose fails on unrelated damaged tags.
 ORIENTATION_TAG = 0x0112
-UPRIGHT = {
+UPRIGHT: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,6 +30,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# WebP's default effort takes three times as long for a fifth fewer bytes (measured at 224 pixels).
+ENCODER_OPTIONS: dict[PictureFormat, dict[str, int]] = {"JPEG": {}, "WEBP": {"method": 0}}
 
 RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -142,7 +145,9 @@ def normalise(pixels: Pixels, preprocess: Preprocess) -> FloatArray:
 def encode_pixels(pixels: Pixels, picture_format: PictureFormat, quality: int) -> bytes:
     """Compress (height, width, 3) uint8 RGB pixels as JPEG or WebP."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, picture_format, quality=quality)
+    Image.fromarray(pixels).save(
+        buffer, picture_format, quality=quality, **ENCODER_OPTIONS[picture_format]
+    )
     return buffer.getvalue()
 
 

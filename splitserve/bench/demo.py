@@ -28,7 +28,7 @@ from splitserve.runtime import Graph, RuntimeOptions
 from splitserve.settings import Settings
 
 ANSWER_S = 60.0
-AGREEMENT_FLOOR = 0.95
+AGREEMENT_FLOOR = 0.9
 LATE_SHARE = 0.95
 CUTS = 3
 
@@ -53,7 +53,7 @@ class Options(Settings):
     """How many times slower the edge computes than this machine."""
     rounds: int = Field(default=6, ge=1, le=1000)
     """Views of each of the five pictures."""
-    jpeg_quality: int = Field(default=90, ge=1, le=100)
+    jpeg_quality: int = Field(default=95, ge=1, le=100)
     """Quality of the cloud-JPEG arm."""
     webp_quality: int = Field(default=80, ge=1, le=100)
     """Quality of the cloud-WebP arm."""

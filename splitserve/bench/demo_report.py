@@ -8,13 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 BAR_CELLS = 48
+# Letters as well as colours: the bars stay readable in a log and for every eye.
 GROUPS = {
-    "picture": ("decode picture", "bright_black", ("picture", "normalise")),
-    "head": ("head", "green", ("head", "edge_tail")),
-    "encode": ("encode", "yellow", ("encode",)),
-    "network": ("network", "red", ("network",)),
-    "cloud": ("cloud queue and decode", "magenta", ("queue", "cloud_decode")),
-    "tail": ("cloud tail", "blue", ("tail",)),
+    "p": ("decode", "bright_black", ("picture", "normalise")),
+    "H": ("head", "green", ("head", "edge_tail")),
+    "e": ("encode", "yellow", ("encode",)),
+    "~": ("network", "red", ("network",)),
+    "q": ("cloud queue, decode", "magenta", ("queue", "cloud_decode")),
+    "T": ("cloud tail", "blue", ("tail",)),
 }
 
 
@@ -76,14 +77,14 @@ def _bars(result: Mapping[str, Any]) -> Text:
     for row in result["arms"]:
         text.append(f"{row['name']:{width}}", style="not italic")
         done, drawn = 0.0, 0
-        for _, colour, stages in GROUPS.values():
+        for letter, (_, colour, stages) in GROUPS.items():
             done += sum(row["stages_s"].get(stage, 0.0) for stage in stages)
             cells = round(BAR_CELLS * done / longest) - drawn
-            text.append("█" * cells, style=f"not italic {colour}")
+            text.append(letter * cells, style=f"not italic {colour}")
             drawn += cells
         text.append(f" {done * 1e3:.0f} ms\n", style="not italic")
-    for label, colour, _ in GROUPS.values():
-        text.append("█ ", style=f"not italic {colour}")
+    for letter, (label, colour, _) in GROUPS.items():
+        text.append(f"{letter} ", style=f"not italic {colour}")
         text.append(f"{label}  ", style="not italic dim")
     text.append("\n")
     return text

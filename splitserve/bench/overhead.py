@@ -137,11 +137,11 @@ def _report(rows: list[dict[str, Any]], options: Options) -> None:
         sys.stdout.write("\n")
         return
     table = Table(
-        title=f"Service overhead over loopback, batch 1, {options.requests} requests each"
+        title=f"Service overhead over loopback, ms; batch 1, {options.requests} requests each"
     )
     for name in ("cut", "codec", "transport"):
         table.add_column(name, no_wrap=True)
-    for name in ("kB", "overhead p50 ms", "p95 ms", "queue", "decode", "compute"):
+    for name in ("kB", "p50", "p95", "queue", "decode", "compute"):
         table.add_column(name, justify="right")
     for row in rows:
         times = ("overhead_s", "overhead_p95_s", "queue_s", "decode_s", "compute_s")

@@ -58,6 +58,8 @@ def run(options: Options) -> int:
         f"positions: {', '.join(names)}\n"
         f"next: splitserve verify {options.output} --model {options.model}",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     if recipe.preprocess is None:
         Console(stderr=True).print(

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from splitserve.settings import Settings
@@ -56,7 +57,9 @@ def _row(cut: CutCandidate, chosen: set[str]) -> dict[str, Any]:
 
 
 def _show(path: Path, graph: GraphView, cuts: list[CutCandidate], chosen: set[str]) -> None:
-    table = Table(title=f"{path.name}: {len(cuts)} single-tensor cuts, {graph.macs / 1e6:.0f} MMAC")
+    table = Table(
+        title=f"{escape(path.name)}: {len(cuts)} single-tensor cuts, {graph.macs / 1e6:.0f} MMAC"
+    )
     table.add_column("cut", no_wrap=True)
     for name in ("shape", "elements", "raw kB", "MACs before"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -64,7 +67,7 @@ def _show(path: Path, graph: GraphView, cuts: list[CutCandidate], chosen: set[st
     for cut in cuts:
         note = "chosen" if cut.tensor.name in chosen else "inside a kernel" if cut.is_fused else ""
         table.add_row(
-            cut.tensor.name,
+            escape(cut.tensor.name),
             shape_text(cut.tensor),
             f"{cut.tensor.elements():,}",
             f"{cut.tensor.raw_bytes() / 1e3:,.1f}",

@@ -41,6 +41,8 @@ def run(options: Options) -> int:
     Console(stderr=True).print(
         f"{target}: {target.stat().st_size / 1e6:.1f} MB\nnext: splitserve cuts {target}",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     return 0
 

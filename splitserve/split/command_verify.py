@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -127,17 +128,21 @@ def _report(errors: list[CutError], options: Options) -> None:
         json.dump({"compared": len(errors), "good": good, "worst": worst, "rows": rows}, sys.stdout)
         sys.stdout.write("\n")
         return
-    table = Table(title=str(options.target))
+    table = Table(title=escape(str(options.target)))
     table.add_column("cut", overflow="fold")
     for name in ("batch", "optimisations off", "on: relative error"):
         table.add_column(name, justify="right")
     for error in errors:
         exact = "equal bit for bit" if error.is_exact else "[red]differs[/]"
         style = "" if error.is_good else "red"
-        table.add_row(error.cut, str(error.batch), exact, f"{error.relative:.1e}", style=style)
+        table.add_row(
+            escape(error.cut), str(error.batch), exact, f"{error.relative:.1e}", style=style
+        )
     Console().print(table)
     inputs = f"pictures of {options.images}" if options.images else f"random inputs, seed {SEED}"
     Console(stderr=True).print(
         f"{good} of {len(errors)} comparisons good; worst relative error {worst:.1e}"
-        f" (limit {TOLERANCE:.0e}); {inputs}"
+        f" (limit {TOLERANCE:.0e}); {inputs}",
+        markup=False,
+        soft_wrap=True,
     )

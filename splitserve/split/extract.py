@@ -6,9 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
+from pydantic import ValidationError
 
 from splitserve.artifact import Artifact, Cut, Manifest, ModelFacts, Segment, write_artifact
-from splitserve.errors import GraphError
+from splitserve.errors import GraphError, UsageError
 from splitserve.split.cuts import CutCandidate
 from splitserve.split.graph import GraphView
 from splitserve.split.recipe import Recipe
@@ -73,35 +74,42 @@ def split_model(
         recipe: name, preprocessing and labels.
         source: the ONNX file, for its hash.
         target: the folder to write.
+
+    Raises:
+        UsageError: the recipe does not fit the model.
     """
     writer = _Writer(graph, cuts)
     segments = tuple(writer.part(f"s{i}.onnx", i, i + 1) for i in range(len(cuts) + 1))
     heads = [writer.part(f"h{i}.onnx", 0, i) for i in range(1, len(cuts) + 1)]
     limit = FUSED_HEAD_SHARE * sum(segment.bytes for segment in segments)
     kept = [head if i and head.bytes <= limit else None for i, head in enumerate(heads)]
-    manifest = Manifest(
-        model=ModelFacts(
-            name=recipe.name,
-            sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
-            opset=graph.opset,
-            macs=graph.macs,
-        ),
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        segments=segments,
-        cuts=tuple(
-            Cut(
-                name=cut.tensor.name,
-                egress=(cut.tensor,),
-                macs_share=round(cut.macs_share, 6),
-                fused_head=head,
-            )
-            for cut, head in zip(cuts, kept, strict=True)
-        ),
-        preprocess=recipe.preprocess,
-        labels=recipe.labels,
-        tools={name: version(name) for name in TOOLS},
-    )
+    try:
+        manifest = Manifest(
+            model=ModelFacts(
+                name=recipe.name,
+                sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+                opset=graph.opset,
+                macs=graph.macs,
+            ),
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            segments=segments,
+            cuts=tuple(
+                Cut(
+                    name=cut.tensor.name,
+                    egress=(cut.tensor,),
+                    macs_share=round(cut.macs_share, 6),
+                    fused_head=head,
+                )
+                for cut, head in zip(cuts, kept, strict=True)
+            ),
+            preprocess=recipe.preprocess,
+            labels=recipe.labels,
+            tools={name: version(name) for name in TOOLS},
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UsageError(f"{source} with recipe {recipe.name!r}: {first['msg']}") from error
     stored = {segment.file for segment in (*segments, *kept) if segment}
     files = {name: content for name, content in writer.contents.items() if name in stored}
     return write_artifact(target, manifest, files)

@@ -1,5 +1,9 @@
 """A small artifact's tail, behind a service whose work a test can hold back."""
 
+import json
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,18 +24,22 @@ FRAME_LIMIT = 1024 * 1024
 
 
 class GatedTail(Tail):
-    """A tail whose answers wait at a gate, open at first, and may fail."""
+    """A tail whose answers wait at a gate, open at first, and may fail.
+
+    `gates` holds requests back one by one, by request id.
+    """
 
     def __init__(self, artifact: Artifact, chain: Chain) -> None:
         super().__init__(artifact, chain)
         self.gate = threading.Event()
         self.gate.set()
+        self.gates: dict[bytes, threading.Event] = {}
         self.failure: Exception | None = None
         self.running = threading.Semaphore(0)
 
     def answer(self, request: Request, queue_s: float = 0.0, load: float = 0.0) -> Reply:
         self.running.release()
-        assert self.gate.wait(20)
+        assert self.gates.get(request.request_id, self.gate).wait(20)
         if self.failure is not None:
             raise self.failure
         return super().answer(request, queue_s, load)
@@ -94,7 +102,52 @@ def make_request(
 
 @pytest.fixture
 def service(tail: GatedTail) -> Iterator[Service]:
-    scheduler = Scheduler(workers=1, waiting=4)
+    scheduler = Scheduler(workers=2, waiting=2)
     yield Service(tail, scheduler, Limits(frame_bytes=FRAME_LIMIT))
-    tail.gate.set()
+    for gate in (tail.gate, *tail.gates.values()):
+        gate.set()
     scheduler.close()
+
+
+class Served:
+    """A `splitserve serve` process; `url` and `artifact_id` are what it printed."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "splitserve.cli", "serve", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], 60)[0], self.log()
+        said = json.loads(self.process.stdout.readline() or "{}")
+        assert set(said) == {"url", "artifact_id", "model"}, self.log()
+        self.url, self.artifact_id, self.model = said["url"], said["artifact_id"], said["model"]
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> int:
+        """Wait for the end; return the exit status."""
+        return self.process.wait(40)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Start services; whatever still runs at the end of the test is killed by its pid."""
+    started: list[Served] = []
+
+    def start(artifact: Path, *flags: str) -> Served:
+        words = ["--artifact", str(artifact), "--port", "0", "--threads", "1", *flags]
+        started.append(Served(words, tmp_path / f"serve{len(started)}.log"))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.process.kill()
+        served.process.wait(10)
+        assert served.process.stdout is not None
+        served.process.stdout.close()

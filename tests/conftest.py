@@ -1,0 +1,75 @@
+"""Fixtures that several rooms use: models, artifacts and pictures, each made once per session."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from graphs import write_tiny
+
+from splitserve.split import (
+    choose_cuts,
+    find_cuts,
+    load_graph,
+    mark_fused,
+    recipe_of,
+    split_model,
+)
+from splitserve.split.command_export import CHECKOUT, export
+
+PICTURES = ("coffee.png", "camera.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg")
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the operator's SPLITSERVE_* variables away from every test."""
+    for name in list(os.environ):
+        if name.upper().startswith("SPLITSERVE_"):
+            monkeypatch.delenv(name)
+
+
+def split_by_itself(model: Path, target: Path) -> Path:
+    """Split as `splitserve split MODEL -o TARGET` does."""
+    graph = load_graph(model)
+    cuts = choose_cuts(graph, mark_fused(graph, find_cuts(graph)))
+    split_model(graph, cuts, recipe_of(graph.model, model.stem), model, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EfficientNet-Lite0 as ONNX with its recipe inside; about 10 s, once per session."""
+    path = tmp_path_factory.mktemp("lite0") / "efficientnet_lite0.onnx"
+    export(CHECKOUT / "efficientnet_lite0", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lite0_artifact(lite0: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EfficientNet-Lite0's artifact folder with the cuts found by themselves; read only."""
+    return split_by_itself(lite0, tmp_path_factory.mktemp("artifact") / "lite0")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX file of graphs.tiny_net with recipe: image (batch, 3, 32, 32) to 10 logits."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny_model's artifact folder with the cuts found by themselves; read only."""
+    return split_by_itself(tiny_model, tmp_path_factory.mktemp("artifact") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of five natural pictures, one of them grey, that come with scikit-image."""
+    spec = importlib.util.find_spec("skimage")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in PICTURES:
+        shutil.copy(Path(spec.origin).parent / "data" / name, folder / name)
+    return folder

@@ -1,0 +1,193 @@
+"""Single-tensor cuts against their definition, checked by brute force; the rule of choice."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import floats, model_of, random_dag, reordered, tiny_net, weight
+from onnx import helper
+
+from splitserve.errors import UsageError
+from splitserve.split import choose_cuts, find_cuts, load_graph, mark_fused
+from splitserve.split.cuts import CutCandidate
+from splitserve.split.graph import view
+
+
+def reached(model: onnx.ModelProto, starts: set[str], without: str = "") -> set[str]:
+    """Tensors that depend on `starts` by a path around `without`."""
+    seen = starts - {without}
+    while True:
+        new = {
+            name
+            for node in model.graph.node
+            if seen.intersection(node.input)
+            for name in node.output
+        } - seen - {without}  # fmt: skip
+        if not new:
+            return seen
+        seen |= new
+
+
+def cuts_by_definition(model: onnx.ModelProto) -> set[str]:
+    """Tensors on a way from inputs to outputs without which no way is left."""
+    inputs = {value.name for value in model.graph.input}
+    outputs = {value.name for value in model.graph.output}
+    return {
+        name
+        for name in reached(model, inputs) - inputs - outputs
+        if outputs & reached(model, {name}) and not outputs & reached(model, inputs, name)
+    }
+
+
+def names(model: onnx.ModelProto) -> list[str]:
+    return [cut.tensor.name for cut in find_cuts(view(model))]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_cuts_equal_the_definition_whatever_the_order_of_the_nodes(seed: int) -> None:
+    model = random_dag(seed)
+    expected = cuts_by_definition(model)
+    orders = [model, *(reordered(model, seed * 10 + index) for index in range(3))]
+    found = [names(order) for order in orders]
+    assert [set(cuts) for cuts in found] == [expected] * len(orders)
+    assert all(cuts == found[0] for cuts in found)
+
+
+def test_random_graphs_are_worth_testing_on() -> None:
+    models = [random_dag(seed) for seed in range(200)]
+    assert sum(bool(cuts_by_definition(model)) for model in models) > 50
+    assert sum(any(node.is_dead for node in view(model).nodes) for model in models) > 50
+    assert sum(len(model.graph.input) > 1 for model in models) > 50
+    assert sum(len(model.graph.output) > 1 for model in models) > 50
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_lies_before_a_cut_is_what_its_tensor_depends_on(seed: int) -> None:
+    graph = view(random_dag(seed))
+    for cut in find_cuts(graph):
+        needed = {cut.tensor.name}
+        for index in reversed(range(len(graph.nodes))):
+            node = graph.nodes[index]
+            if node.is_constant or node.is_dead:
+                continue
+            assert bool(needed.intersection(node.outputs)) == (index < cut.nodes)
+            if index < cut.nodes:
+                needed.update(node.inputs)
+
+
+def test_share_of_macs_grows_along_the_cuts() -> None:
+    cuts = find_cuts(view(tiny_net()))
+    assert [cut.tensor.name for cut in cuts] == [
+        "stem.conv", "stem", "block.sum", "block", "stage.conv", "stage", "mean", "pool",
+    ]  # fmt: skip
+    total = 55_296 + 2 * 147_456 + 73_728 + 160
+    assert cuts[1].macs_share == pytest.approx(55_296 / total)
+    assert cuts[3].macs_share == pytest.approx((55_296 + 2 * 147_456) / total)
+    assert cuts[-1].macs_share == pytest.approx((total - 160) / total)
+
+
+def test_dead_reader_at_the_end_hides_no_cut() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Relu", ["b"], ["y"]),
+        helper.make_node("Neg", ["x"], ["unread"]),
+    ]
+    assert names(model_of(nodes, [floats("x", [4])], [floats("y", [4])])) == ["a", "b"]
+
+
+def test_random_numbers_that_both_sides_read_are_not_drawn_twice() -> None:
+    nodes = [
+        helper.make_node("RandomNormal", [], ["noise"], shape=[4]),
+        helper.make_node("Add", ["x", "noise"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Sub", ["b", "noise"], ["c"]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    assert names(model_of(nodes, [floats("x", [4])], [floats("y", [4])])) == ["c"]
+
+
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_tensor_named_like_an_end_position_is_no_cut(name: str) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], [name]),
+        helper.make_node("Neg", [name], ["b"]),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    assert names(model_of(nodes, [floats("x", [4])], [floats("y", [4])])) == ["b"]
+
+
+def test_tensor_that_is_an_output_and_read_again_is_no_cut() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])]
+    assert names(model_of(nodes, [floats("x", [4])], [floats("a", [4]), floats("y", [4])])) == []
+
+
+def test_what_the_runtime_fuses_away_is_marked() -> None:
+    graph = view(tiny_net())
+    marked = {cut.tensor.name: cut.is_fused for cut in mark_fused(graph, find_cuts(graph))}
+    assert marked == {
+        "stem.conv": True, "stem": False, "block.sum": False, "block": False,
+        "stage.conv": True, "stage": False, "mean": False, "pool": False,
+    }  # fmt: skip
+
+
+def test_cut_that_nobody_looked_at_is_not_marked() -> None:
+    assert {cut.is_fused for cut in find_cuts(view(tiny_net()))} == {None}
+
+
+def chain(*widths: int) -> onnx.ModelProto:
+    """Matrix products with these widths, the first one being the input's."""
+    nodes, weights = [], []
+    for index in range(1, len(widths)):
+        shape = widths[index - 1 : index + 1]
+        weights.append(weight(f"w{index}", np.zeros(shape, np.float32)))
+        nodes.append(helper.make_node("MatMul", [f"t{index - 1}", f"w{index}"], [f"t{index}"]))
+    last = len(widths) - 1
+    ends = [floats("t0", ["n", widths[0]])], [floats(f"t{last}", ["n", widths[-1]])]
+    return model_of(nodes, *ends, weights)
+
+
+def chosen(model: onnx.ModelProto, *wanted: str) -> list[str]:
+    graph = view(model)
+    return [cut.tensor.name for cut in choose_cuts(graph, find_cuts(graph), wanted)]
+
+
+def test_cut_is_chosen_when_smaller_than_the_input_and_every_cut_before() -> None:
+    assert chosen(chain(10, 12, 10, 8, 9, 8, 3, 2)) == ["t3", "t6"]
+
+
+def test_fused_cut_is_passed_over_and_sets_no_record() -> None:
+    graph = view(chain(10, 8, 8, 2))
+    first, second = find_cuts(graph)
+    fused = CutCandidate(first.tensor, first.nodes, first.macs_share, is_fused=True)
+    assert choose_cuts(graph, [fused, second]) == [second]
+
+
+def test_named_cuts_come_in_the_order_of_the_graph() -> None:
+    assert chosen(chain(10, 12, 10, 8, 2), "t3", "t1") == ["t1", "t3"]
+
+
+def test_unknown_cut_names_the_command_that_lists_them() -> None:
+    with pytest.raises(UsageError, match=r"no single-tensor cut at t9, t0.*splitserve cuts"):
+        chosen(chain(10, 8, 2), "t1", "t9", "t0")
+
+
+def test_cuts_of_lite0_are_its_blocks(lite0: Path) -> None:
+    graph = load_graph(lite0)
+    cuts = {cut.tensor.name: cut for cut in mark_fused(graph, find_cuts(graph))}
+    assert {"stem", *(f"block{index}" for index in range(16)), "head", "pool"} <= set(cuts)
+    assert not {"block2.expand", "block2.project", "block7.depthwise"} & set(cuts)
+    assert cuts["block5"].tensor.shape == ("batch", 80, 14, 14)
+    assert cuts["block5"].macs_share == pytest.approx(0.326, abs=5e-4)
+    assert cuts["stem.conv"].is_fused
+    assert not cuts["stem"].is_fused
+
+
+def test_chosen_cuts_of_lite0_are_its_narrow_places(lite0: Path) -> None:
+    graph = load_graph(lite0)
+    picked = choose_cuts(graph, mark_fused(graph, find_cuts(graph)))
+    assert [(cut.tensor.name, cut.tensor.elements()) for cut in picked] == [
+        ("block1", 75_264), ("block3", 31_360), ("block5", 15_680), ("block11", 9_408),
+        ("pool", 1_280),
+    ]  # fmt: skip
