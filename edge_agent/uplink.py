@@ -102,15 +102,27 @@ class StreamUplink:
                 self._heard_at = time.monotonic()
                 data = message if isinstance(message, bytes) else message.encode()
                 frame = decode_frame(data, self._limits)
-                waiting = self._waiting.get(frame.request_id)
-                if isinstance(frame, Reply | Refusal) and waiting and not waiting.done():
-                    waiting.set_result((frame, len(data)))
+                if isinstance(frame, Reply | Refusal):
+                    self._hand_out(frame, len(data))
         except WireError as error:
             failure = LinkError(f"the service sent no frame: {error}")
         except (OSError, WebSocketException) as error:
             failure = LinkError(f"{type(error).__name__}: {error}")
         if connection is self._connection:
             self._drop(failure)
+
+    def _hand_out(self, frame: Reply | Refusal, size: int) -> None:
+        """Give an answer to the one that waits for it; a refusal without an id concerns them all.
+
+        Such a refusal means that the service could not read a frame (another version, say); whose
+        frame it was is unknown, and nobody shall wait in vain.
+        """
+        to_all = isinstance(frame, Refusal) and frame.request_id == NO_ID
+        for waiting in (
+            list(self._waiting.values()) if to_all else [self._waiting.get(frame.request_id)]
+        ):
+            if waiting is not None and not waiting.done():
+                waiting.set_result((frame, size))
 
     def _drop(self, failure: LinkError) -> None:
         """Forget the connection and fail what waits on it."""
@@ -204,6 +216,7 @@ def open_uplink(transport: str, url: str) -> Uplink:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, InvalidURI) as error:
         raise UsageError(f"--cloud {url!r} is no URL: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    is_port = parsed.port is None or 0 < parsed.port < 65536
+    if parsed.scheme not in ("http", "https") or not parsed.host or not is_port:
         raise UsageError(f"--cloud {url!r} is no http(s)://host:port")
     return UPLINKS[transport](url, Limits())

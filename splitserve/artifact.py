@@ -256,12 +256,28 @@ def artifact_id(manifest_bytes: bytes) -> bytes:
 
 
 def write_artifact(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Artifact:
-    """Write the files, then the manifest, so that a folder with a manifest is complete."""
+    """Write the files, then the manifest, so that a folder with a manifest is complete.
+
+    Files of an artifact that was there before and are not part of this one are removed.
+    """
     root.mkdir(parents=True, exist_ok=True)
+    stale = _files(root) - files.keys()
     for name, content in files.items():
         (root / name).write_bytes(content)
     text = manifest.model_dump_json(indent=1, exclude_defaults=False).encode()
     partial = root / f".{MANIFEST}.part"
     partial.write_bytes(text)
     partial.replace(root / MANIFEST)
+    for name in stale:
+        (root / name).unlink(missing_ok=True)
     return Artifact(root, manifest, artifact_id(text))
+
+
+def _files(root: Path) -> set[str]:
+    """Names of the files that a folder's manifest lists; none where there is no manifest."""
+    try:
+        manifest = load_artifact(root).manifest
+    except ArtifactError:
+        return set()
+    heads = [cut.fused_head for cut in manifest.cuts if cut.fused_head]
+    return {segment.file for segment in (*manifest.segments, *heads)}

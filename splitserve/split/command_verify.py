@@ -46,7 +46,7 @@ class Options(Settings):
     images: Path | None = None
     """Folder of pictures to compare on; without it, seeded random inputs are used."""
     batch: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 3], min_length=1)
-    """Batch sizes, comma-separated."""
+    """Batch sizes, comma-separated; a model with a fixed batch is run at that one."""
     as_json: bool = False
     """Print one JSON document."""
 
@@ -84,13 +84,17 @@ def _refuse_other_interface(graph: GraphView, artifact: Artifact) -> None:
 
 
 def _inputs(graph: GraphView, preprocess: Preprocess | None, options: Options) -> list[Tensors]:
+    fixed = [
+        spec.shape[0] for spec in graph.inputs if spec.shape and isinstance(spec.shape[0], int)
+    ]
+    batches = fixed[:1] or options.batch
     if options.images is None:
-        return [_random(graph, batch) for batch in options.batch]
+        return [_random(graph, batch) for batch in batches]
     if preprocess is None or len(graph.inputs) != 1:
         raise UsageError("--images needs a model with one input and a recipe with preprocessing")
     name = graph.inputs[0].name
-    pictures = load_pictures(options.images, preprocess, max(options.batch))
-    return [{name: np.concatenate(pictures[:batch])} for batch in options.batch]
+    pictures = load_pictures(options.images, preprocess, max(batches))
+    return [{name: np.concatenate(pictures[:batch])} for batch in batches]
 
 
 def load_pictures(folder: Path, preprocess: Preprocess, count: int) -> list[Array]:

@@ -120,7 +120,10 @@ def view(model: onnx.ModelProto) -> GraphView:
 
 def _refuse_unsupported(model: onnx.ModelProto) -> None:
     if _opset(model) < OPSET_MIN:
-        raise GraphError(f"opset {_opset(model)}; splitserve reads opset {OPSET_MIN} and newer")
+        raise GraphError(
+            f"opset {_opset(model)}; splitserve reads opset {OPSET_MIN} and newer"
+            " (onnx.version_converter can raise it)"
+        )
     if model.functions:
         raise GraphError(f"the model holds a local function ({model.functions[0].name})")
     if model.graph.sparse_initializer:

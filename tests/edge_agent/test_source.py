@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -164,6 +165,11 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[BinaryIO]:
     with open(reading) as stream, open(writing, "wb", buffering=0) as pipe:  # noqa: PTH123
         monkeypatch.setattr(sys, "stdin", stream)
         yield pipe
+        pipe.close()
+        for thread in threading.enumerate():
+            if thread.name == "stdin":
+                thread.join(20)
+                assert not thread.is_alive()
 
 
 async def test_each_line_of_standard_input_is_a_path(stdin: BinaryIO) -> None:

@@ -4,6 +4,7 @@ A `.hex` file holds the bytes, 32 to a line. Files are added to, never edited: b
 once are read for ever.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,12 @@ def test_a_picture_codec_reads_the_golden_file(name: str):
 def test_every_golden_file_is_read_by_a_test():
     names = {*FRAMES, *RAW, *AFFINE, *(f"{name}.decoded" for name in AFFINE), *PICTURES}
     assert {path.stem for path in FOLDER.glob("*.hex")} == names
+
+
+def test_the_vectors_in_the_format_document_are_the_golden_bytes():
+    text = (FOLDER.parents[1] / "docs" / "wire.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\(`([\w-]+)\.hex`\).*?```text\n(.*?)```", text, re.DOTALL)
+    assert len(shown) == 4
+    for name, block in shown:
+        columns = [re.split(r" {3,}", line)[0] for line in block.splitlines()]
+        assert bytes.fromhex("".join(columns)).hex() == read_golden(name).hex(), name

@@ -46,8 +46,8 @@ def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path, capsy
         helper.make_node("Neg", ["[/bold]a"], ["y"]),
     ]
     model = model_of(nodes, [floats("x", [4])], [floats("y", [4])])
-    path = write_model(model, tmp_path / "[/red].onnx")
-    target = tmp_path / "[/red]"
+    path = write_model(model, tmp_path / "[bold]x.onnx")
+    target = tmp_path / "[bold]"
     assert main(["cuts", str(path)]) == 0
     assert main(["split", str(path), "--cuts", "all", "-o", str(target)]) == 0
     assert main(["inspect", str(target)]) == 0

@@ -1,0 +1,130 @@
+"""Segments run from any position to any, and what ONNX Runtime refuses."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from graphs import tiny_net
+
+from splitserve.artifact import load_artifact
+from splitserve.errors import RuntimeFailureError
+from splitserve.runtime import Chain, Graph, RuntimeOptions, open_chain, write_optimised
+from splitserve.tensors import Tensors
+
+PLAIN = RuntimeOptions(threads=1, optimise=False)
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_artifact: Path) -> Chain:
+    return open_chain(load_artifact(tiny_artifact), PLAIN)
+
+
+@pytest.fixture(scope="module")
+def image() -> Tensors:
+    shape = (2, 3, 32, 32)
+    return {"image": np.random.default_rng(3).standard_normal(shape).astype(np.float32)}
+
+
+def whole(image: Tensors) -> np.ndarray:
+    """Run the model with ONNX Runtime alone."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    content = tiny_net().SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    (logits,) = session.run(None, dict(image))
+    return logits
+
+
+@pytest.mark.parametrize(("first", "second"), itertools.combinations_with_replacement(range(5), 2))
+def test_slices_of_the_chain_equal_the_whole(
+    chain: Chain, image: Tensors, first: int, second: int
+) -> None:
+    assert len(chain) == 4
+    tensors = chain.run(image, 0, first)
+    tensors = chain.run(tensors, first, second)
+    assert np.array_equal(chain.run(tensors, second, 4)["logits"], whole(image))
+
+
+def test_empty_slice_gives_back_what_it_got(chain: Chain, image: Tensors) -> None:
+    assert chain.run(image, 0, 0) is image
+
+
+def test_slice_answers_with_the_egress_tensors_of_its_end(
+    tiny_artifact: Path, chain: Chain, image: Tensors
+) -> None:
+    manifest = load_artifact(tiny_artifact).manifest
+    for position in range(1, 5):
+        assert list(chain.run(image, 0, position)) == [s.name for s in manifest.egress(position)]
+
+
+def test_fused_head_answers_what_its_segments_do(lite0_artifact: Path) -> None:
+    artifact = load_artifact(lite0_artifact)
+    position = artifact.manifest.position("block5")
+    assert artifact.manifest.cuts[position - 1].fused_head is not None
+    shape = (1, 3, 224, 224)
+    image = {"image": np.random.default_rng(3).standard_normal(shape).astype(np.float32)}
+    plain = open_chain(artifact, PLAIN)
+    fused = open_chain(artifact, PLAIN, fused=[position])
+    assert len(fused) == len(plain)
+    expected = plain.run(image, 0, position)["block5"]
+    assert np.array_equal(fused.run(image, 0, position)["block5"], expected)
+
+
+def test_optimised_run_stays_within_the_tolerance(tiny_artifact: Path, image: Tensors) -> None:
+    chain = open_chain(load_artifact(tiny_artifact), RuntimeOptions(threads=1))
+    # Fused kernels add in another order.
+    np.testing.assert_allclose(chain.run(image, 0, 4)["logits"], whole(image), rtol=1e-4, atol=1e-5)
+
+
+def test_missing_input_is_named(chain: Chain, image: Tensors) -> None:
+    with pytest.raises(RuntimeFailureError, match="the graph's input 'stem' is missing"):
+        chain.run(image, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 3, 31, 32), np.float32),
+        np.zeros((1, 3, 32, 32), np.float64),
+        np.zeros((3, 32, 32), np.float32),
+        np.array("text"),
+    ],
+)
+def test_input_of_another_shape_or_type_fails_with_our_error(
+    chain: Chain, wrong: np.ndarray
+) -> None:
+    with pytest.raises(RuntimeFailureError, match="ONNX Runtime failed"):
+        chain.run({"image": wrong}, 0, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", tiny_net().SerializeToString()[:999]])
+def test_bytes_that_are_no_model_are_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(RuntimeFailureError, match="ONNX Runtime cannot load the graph"):
+        Graph(content, PLAIN)
+    with pytest.raises(RuntimeFailureError, match="ONNX Runtime cannot load the graph"):
+        write_optimised(content, tmp_path / "optimised.onnx")
+
+
+def test_graph_names_its_ends_and_providers(chain: Chain) -> None:
+    graph = Graph(tiny_net().SerializeToString(), PLAIN)
+    assert (graph.inputs, graph.outputs) == (("image",), ("logits",))
+    assert graph.providers == ("CPUExecutionProvider",)
+    assert chain.providers == ("CPUExecutionProvider",)
+
+
+def test_loading_and_running_prints_nothing(tiny_artifact: Path) -> None:
+    script = (
+        "import sys, numpy\n"
+        "from pathlib import Path\n"
+        "from splitserve.artifact import load_artifact\n"
+        "from splitserve.runtime import RuntimeOptions, open_chain\n"
+        "chain = open_chain(load_artifact(Path(sys.argv[1])), RuntimeOptions())\n"
+        "chain.run({'image': numpy.zeros((1, 3, 32, 32), numpy.float32)}, 0, len(chain))\n"
+    )
+    words = [sys.executable, "-W", "error", "-c", script, str(tiny_artifact)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
