@@ -70,10 +70,10 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/artifact")
     async def artifact() -> Response:
-        """Return the manifest of the artifact that is served."""
+        """Return manifest.json of the artifact that is served, byte for byte."""
         root = service.tail.artifact
         headers = {"x-splitserve-artifact-id": root.id.hex()}
-        return Response(root.manifest.model_dump_json(), 200, headers, "application/json")
+        return Response(root.manifest_bytes, 200, headers, "application/json")
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:

@@ -55,6 +55,8 @@ class Options(Settings):
     """Requests that may wait; one more is refused."""
     max_frame_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**31)
     """Largest request frame."""
+    max_elements: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**31)
+    """Most elements of one tensor; bounds what a small frame can make the service allocate."""
     drain_delay_s: float = Field(default=0.0, ge=0, le=600)
     """Seconds between readiness turning 503 and the end of accepting, for a balancer to notice."""
     drain_limit_s: float = Field(default=30.0, gt=0, le=600)
@@ -130,7 +132,7 @@ async def _serve(options: Options) -> int:
     tail = Tail(artifact, chain)
     await asyncio.to_thread(tail.warm_up)
     scheduler = Scheduler(options.workers, options.waiting)
-    service = Service(tail, scheduler, Limits(frame_bytes=options.max_frame_bytes))
+    service = Service(tail, scheduler, _limits(options))
     config = uvicorn.Config(
         build_app(service),
         log_config=None,
@@ -158,6 +160,10 @@ async def _serve(options: Options) -> int:
     await server.serve(sockets=[listener])
     scheduler.close()
     return 0
+
+
+def _limits(options: Options) -> Limits:
+    return Limits(frame_bytes=options.max_frame_bytes, elements=options.max_elements)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -62,6 +62,9 @@ class Head:
             )
         self.artifact = artifact
         self._preprocess = manifest.preprocess
+        height, width = self._preprocess.crop
+        is_nchw = self._preprocess.layout == "NCHW"
+        self.input_shape = (1, 3, height, width) if is_nchw else (1, height, width, 3)
         self._chain = chain
         self._slowdown = slowdown
 

@@ -185,8 +185,12 @@ class Agent:
         return CloudAnswer(self._outputs(reply), len(frame), received, stages_s)
 
     def _outputs(self, reply: Reply) -> dict[str, Array]:
-        specs = self._head.artifact.manifest.outputs
-        problem = mismatch(specs, [section.shape for section in reply.sections])
+        manifest = self._head.artifact.manifest
+        specs, shapes = manifest.outputs, [section.shape for section in reply.sections]
+        # With the input before it, a free dimension of the answer has the size that was sent.
+        problem = mismatch(specs, shapes) or mismatch(
+            (*manifest.inputs, *specs), [self._head.input_shape, *shapes]
+        )
         if problem:
             raise ContractError(f"the reply does not fit the artifact: {problem}")
         codec = codec_by_number(reply.codec)

@@ -1,7 +1,6 @@
 """Where pictures come from: a folder, a folder that is watched, or paths on standard input."""
 
 import asyncio
-import concurrent.futures
 import contextlib
 import os
 import sys
@@ -111,30 +110,27 @@ def _states(folder: Path) -> dict[Path, tuple[int, int]]:
 async def read_paths() -> AsyncIterator[Item]:
     """Yield the picture named by each line of standard input, until it ends.
 
-    A daemon thread reads, so that a signal can end the agent while it waits for a line.
+    A daemon thread reads, one line ahead, so that a signal can end the agent while it waits.
     """
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    room = threading.Semaphore()
 
     def read() -> None:
-        for line in sys.stdin.buffer:
-            if not hand_on(os.fsdecode(line).strip()):
-                return
-        hand_on(END)
-
-    def hand_on(line: str) -> bool:
-        coming = lines.put(line)
-        try:
-            asyncio.run_coroutine_threadsafe(coming, loop).result()
-        except (RuntimeError, concurrent.futures.CancelledError):  # the loop has ended
-            coming.close()
-            return False
-        return True
+        # A stream of its own: Python aborts at exit when a daemon thread waits inside sys.stdin.
+        # RuntimeError: the loop has ended, and nobody asks any more.
+        own = open(sys.stdin.fileno(), "rb", closefd=False)
+        with own as stream, contextlib.suppress(RuntimeError):
+            for line in stream:
+                loop.call_soon_threadsafe(lines.put_nowait, os.fsdecode(line).strip())
+                room.acquire()
+            loop.call_soon_threadsafe(lines.put_nowait, END)
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
     while (line := await lines.get()) != END:
         if line:
             yield Item(Path(line))
+        room.release()
 
 
 async def until(source: AsyncIterator[Item], stop: asyncio.Event) -> AsyncIterator[Item]:

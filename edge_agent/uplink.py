@@ -118,9 +118,8 @@ class StreamUplink:
         frame it was is unknown, and nobody shall wait in vain.
         """
         to_all = isinstance(frame, Refusal) and frame.request_id == NO_ID
-        for waiting in (
-            list(self._waiting.values()) if to_all else [self._waiting.get(frame.request_id)]
-        ):
+        mine = self._waiting.get(frame.request_id)
+        for waiting in self._waiting.values() if to_all else [mine]:
             if waiting is not None and not waiting.done():
                 waiting.set_result((frame, size))
 

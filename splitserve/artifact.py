@@ -176,11 +176,13 @@ class Artifact:
     Args:
         root: the folder.
         manifest: its parsed manifest.
-        id: first 16 bytes of the sha256 of manifest.json; head and tail agree when it does.
+        manifest_bytes: manifest.json as it lies on disk.
+        id: first 16 bytes of the sha256 of these bytes; head and tail agree when it does.
     """
 
     root: Path
     manifest: Manifest
+    manifest_bytes: bytes
     id: bytes
 
     def read_segment(self, index: int) -> bytes:
@@ -239,12 +241,15 @@ def load_artifact(root: Path) -> Artifact:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise ArtifactError(f"{path}: {where}: {first['msg']}") from error
-    return Artifact(root, manifest, artifact_id(content))
+    return Artifact(root, manifest, content, artifact_id(content))
 
 
 def _regular_size(path: Path) -> int:
-    """Size of a file of an artifact; links out of the folder, pipes and devices are refused."""
-    facts = path.lstat()
+    """Size of a file of an artifact; pipes and devices are refused.
+
+    Links are followed, for mounted volumes are made of them; the hash decides what is trusted.
+    """
+    facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return facts.st_size
@@ -270,7 +275,7 @@ def write_artifact(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -
     partial.replace(root / MANIFEST)
     for name in stale:
         (root / name).unlink(missing_ok=True)
-    return Artifact(root, manifest, artifact_id(text))
+    return Artifact(root, manifest, text, artifact_id(text))
 
 
 def _files(root: Path) -> set[str]:

@@ -138,10 +138,10 @@ def _no_command(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         print(f"splitserve {__version__}")
         return EXIT_DONE
-    wanted = not words or words[0] in ("-h", "--help", "help")
+    wanted = not words or words[0] == "help" or bool({"-h", "--help"} & set(words))
     stream = sys.stdout if wanted else sys.stderr
     group = [name for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
-    if not wanted and not group:
+    if words and not group and words[0] not in ("-h", "--help", "help"):
         return _fail(UsageError(f"no command {words[0]!r}; see: splitserve --help"), EXIT_USAGE)
     shown = {name: COMMANDS[name] for name in group or COMMANDS}
     width = max(len(name) for name in shown) + 2
@@ -149,8 +149,7 @@ def _no_command(words: list[str]) -> int:
     lines += [f"  {name:{width}}{command.summary}" for name, command in shown.items()]
     lines += ["", "splitserve COMMAND --help tells more; splitserve --version names this one."]
     print("\n".join(lines), file=stream)
-    asked = wanted or {"-h", "--help"} & set(words)
-    return EXIT_DONE if asked else EXIT_USAGE
+    return EXIT_DONE if wanted else EXIT_USAGE
 
 
 def _missing_module(error: ModuleNotFoundError, name: str) -> int:

@@ -1,6 +1,7 @@
 """The one door to Pillow: files to pixels, pixels to the model's input, pixels to JPEG or WebP."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -103,6 +104,8 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "transparency" in image.info:  # straight to RGB, Pillow warns
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 
@@ -121,6 +124,43 @@ def _resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
     )
     cropped = image.resize((crop_width, crop_height), RESAMPLE[preprocess.resample], box=box)
     return np.asarray(cropped, dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a picture, in shares of its sides.
+
+    Args:
+        share: size, 0 to 1, of either side.
+        left: place between the left edge (0) and the right one (1).
+        top: place between the upper edge (0) and the lower one (1).
+        is_mirrored: whether left and right change places.
+    """
+
+    share: float = 1.0
+    left: float = 0.0
+    top: float = 0.0
+    is_mirrored: bool = False
+
+
+def rewrite_picture(source: Path, target: Path, short_side: int, window: Window) -> None:
+    """Write a window of a picture, resized, in the format of the target's suffix.
+
+    Raises:
+        PictureError: the source is no picture.
+    """
+    image = _to_rgb(_open(source.read_bytes(), READABLE))
+    width, height = round(image.width * window.share), round(image.height * window.share)
+    left, top = (
+        round((image.width - width) * window.left),
+        round((image.height - height) * window.top),
+    )
+    scale = short_side / min(width, height)
+    size = (round(width * scale), round(height * scale))
+    view = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    if window.is_mirrored:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    view.save(target)
 
 
 def normalise(pixels: Pixels, preprocess: Preprocess) -> FloatArray:

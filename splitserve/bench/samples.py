@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from splitserve.errors import UsageError
+from splitserve.picture import Window, rewrite_picture
+
+SHORT_SIDE = 256
+SMALLEST_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +56,13 @@ def write_views(target: Path, rounds: int, seed: int) -> list[tuple[Sample, Path
     views = []
     for turn in range(rounds):
         for sample in SAMPLES:
-            with Image.open(sample_folder() / sample.file) as file:
-                image = file.convert("RGB")
-            if turn:
-                image = _crop(image, generator)
-            scale = 256 / min(image.size)
-            size = (round(image.width * scale), round(image.height * scale))
-            path = target / f"{turn:03d}-{sample.file.rsplit('.', 1)[0]}.bmp"
-            image.resize(size, Image.Resampling.BICUBIC).save(path)
+            path = target / f"{turn:03d}-{Path(sample.file).stem}.bmp"
+            window = _random_window(generator) if turn else Window()
+            rewrite_picture(sample_folder() / sample.file, path, SHORT_SIDE, window)
             views.append((sample, path))
     return views
 
 
-def _crop(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    share = generator.uniform(0.7, 1.0)
-    width, height = round(image.width * share), round(image.height * share)
-    left = int(generator.integers(0, image.width - width + 1))
-    top = int(generator.integers(0, image.height - height + 1))
-    cropped = image.crop((left, top, left + width, top + height))
-    mirror = Image.Transpose.FLIP_LEFT_RIGHT
-    return cropped.transpose(mirror) if generator.random() < 0.5 else cropped
+def _random_window(generator: np.random.Generator) -> Window:
+    share, left, top, coin = (float(value) for value in generator.random(4))
+    return Window(1 - share * (1 - SMALLEST_SHARE), left, top, coin < 0.5)

@@ -64,6 +64,11 @@ async def test_the_clouds_answer_equals_the_edges_at_every_cut(
 async def test_an_answer_says_what_it_cost(
     artifact: Artifact, agent: Agent, cloud: Uplink, album: Path
 ) -> None:
+    async def take_as_long_as_claimed(request: Request) -> Reply:
+        await asyncio.sleep(0.01)
+        return await cloud.finish(request)
+
+    cloud.answering = take_as_long_as_claimed
     answer = await agent.answer(Item(album / "p0.png"))
     assert (answer.id, answer.bytes_down) == ("p0.png", 1234)
     assert answer.request_id == cloud.requests[0].request_id.hex()
@@ -221,6 +226,8 @@ async def test_without_a_cloud_the_edge_says_so(
 def corrupted(reply: Reply) -> dict[str, Reply]:
     section = reply.sections[0]
     size = section.shape[-1]
+    payload = bytes(section.payload)
+    twice = Section((2, size), payload + payload[1:])
     half = Section(section.shape, bytes(section.payload)[:-4])
     return {
         "no tensor": dataclasses.replace(reply, sections=()),
@@ -231,15 +238,8 @@ def corrupted(reply: Reply) -> dict[str, Reply]:
         "unknown codec": dataclasses.replace(reply, codec=250),
         "picture codec": dataclasses.replace(reply, codec=build_codec("jpeg").number),
         "zstd": dataclasses.replace(reply, codec=build_codec("affine-u8").number),
-        "two answers in one": dataclasses.replace(reply, sections=(RawSection.twice(section),)),
+        "two answers in one": dataclasses.replace(reply, sections=(twice,)),
     }
-
-
-class RawSection:
-    @staticmethod
-    def twice(section: Section) -> Section:
-        payload = bytes(section.payload)
-        return Section((2, *section.shape[1:]), payload + payload[1:])
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[BinaryIO]:
         pipe.close()
         for thread in threading.enumerate():
             if thread.name == "stdin":
-                thread.join(20)
-                assert not thread.is_alive()
+                thread.join(0.5)  # it may sleep for good, but not in a read
 
 
 async def test_each_line_of_standard_input_is_a_path(stdin: BinaryIO) -> None:

@@ -39,7 +39,9 @@ def whole(image: Tensors) -> np.ndarray:
     return logits
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.combinations_with_replacement(range(5), 2))
+@pytest.mark.parametrize(
+    ("first", "second"), list(itertools.combinations_with_replacement(range(5), 2))
+)
 def test_slices_of_the_chain_equal_the_whole(
     chain: Chain, image: Tensors, first: int, second: int
 ) -> None:

@@ -1,0 +1,68 @@
+"""What importing a part loads, seen in a fresh process; the linter reads only the source."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import splitserve.cli
+
+DEVICE = {"torch", "onnx", "scipy", "fastapi", "uvicorn"}
+FLOORS = (
+    "splitserve.artifact", "splitserve.cli", "splitserve.codec", "splitserve.errors",
+    "splitserve.inspect", "splitserve.logs", "splitserve.picture", "splitserve.runtime",
+    "splitserve.settings", "splitserve.tensors", "splitserve.wire",
+)  # fmt: skip
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """Top-level names in sys.modules after importing some modules."""
+    script = (
+        "import importlib, json, sys\n"
+        "[importlib.import_module(name) for name in sys.argv[1:]]\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *modules], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_agent_loads_nothing_heavy() -> None:
+    names = loaded_by("edge_agent.command")
+    assert names.isdisjoint(DEVICE)
+    assert "onnxruntime" in names
+
+
+def test_agent_does_not_load_the_service() -> None:
+    assert "cloud_service" not in loaded_by("edge_agent.command")
+
+
+@pytest.mark.parametrize("module", FLOORS)
+def test_shared_floor_loads_nothing_heavy(module: str) -> None:
+    assert loaded_by(module).isdisjoint(DEVICE)
+
+
+def test_service_loads_nothing_heavy() -> None:
+    names = loaded_by("cloud_service.command")
+    assert names.isdisjoint({"torch", "onnx", "scipy", "httpx", "edge_agent"})
+    assert "onnxruntime" in names
+
+
+def test_command_table_alone_loads_no_room() -> None:
+    names = loaded_by("splitserve.cli")
+    assert names.isdisjoint({"onnxruntime", "numpy", "rich", "PIL", "zstandard", "httpx"})
+
+
+def test_package_itself_loads_nothing() -> None:
+    assert loaded_by("splitserve") - loaded_by() == {"splitserve"}
+
+
+def test_no_floor_is_forgotten_here() -> None:
+    folder = Path(splitserve.cli.__file__).parent
+    rooms = {path.stem for path in folder.iterdir() if path.suffix == ".py"}
+    rooms |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    tools = {"__init__", "bench", "completion", "split"}
+    assert {f"splitserve.{name}" for name in rooms - tools} == set(FLOORS)
