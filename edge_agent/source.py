@@ -119,8 +119,10 @@ async def read_paths() -> AsyncIterator[Item]:
     def read() -> None:
         # A stream of its own: Python aborts at exit when a daemon thread waits inside sys.stdin.
         # RuntimeError: the loop has ended, and nobody asks any more.
-        own = open(sys.stdin.fileno(), "rb", closefd=False)
-        with own as stream, contextlib.suppress(RuntimeError):
+        with (
+            open(sys.stdin.fileno(), "rb", closefd=False) as stream,
+            contextlib.suppress(RuntimeError),
+        ):
             for line in stream:
                 loop.call_soon_threadsafe(lines.put_nowait, os.fsdecode(line).strip())
                 room.acquire()

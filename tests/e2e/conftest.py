@@ -1,5 +1,6 @@
 """Real processes over loopback, spoken to as an operator would, ended by their pids."""
 
+import contextlib
 import json
 import os
 import queue
@@ -78,10 +79,8 @@ class Running:
         self._reader.join(10)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         self.process.stdout.close()
 
 

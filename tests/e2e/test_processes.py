@@ -75,10 +75,13 @@ class Feeding:
         self.said_at: list[float] = []
         self.lines: list[Line] = []
 
-    def feed(self) -> Line:
+    def feed(self, meanwhile: Callable[[], None] | None = None) -> Line:
         """Name one picture, wait for its answer, then for the gap."""
         self.said_at.append(time.perf_counter())
         self._agent.say(str(self._pictures[len(self.lines) % len(self._pictures)]))
+        if meanwhile is not None:
+            time.sleep(GAP_S)
+            meanwhile()
         self.lines.append(self._agent.hear(LONGEST_S))
         time.sleep(max(0.0, self.said_at[-1] + GAP_S - time.perf_counter()))
         return self.lines[-1]
@@ -129,7 +132,7 @@ def test_a_cloud_that_is_killed_in_mid_stream_costs_no_answer(
 ) -> None:
     for _ in range(15):
         assert feeding.feed()["answered_by"] == "cloud"
-    cloud.kill()
+    feeding.feed(meanwhile=cloud.kill)
     away_at = time.perf_counter()
     gone = [feeding.feed() for _ in range(30)]
     assert {line["answered_by"] for line in gone} == {"edge"}
@@ -148,7 +151,7 @@ def test_a_cloud_that_hangs_with_its_connections_open_costs_no_answer(
 ) -> None:
     for _ in range(15):
         assert feeding.feed()["answered_by"] == "cloud"
-    cloud.hang()
+    feeding.feed(meanwhile=cloud.hang)
     away_at = time.perf_counter()
     gone = [feeding.feed() for _ in range(30)]
     assert {line["answered_by"] for line in gone} == {"edge"}
