@@ -4,6 +4,7 @@ Batching, deadlines and fairness belong here; `Service` only hands in work.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -70,12 +71,20 @@ class Scheduler:
                 raise ExpiredError(f"waited {queue_s:.3f} s, the deadline was {deadline_s:.3f} s")
             return work(queue_s, load)
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
-        finally:
-            self._pending -= 1
-            if not self._pending:
-                self._idle.set()
+        loop = asyncio.get_running_loop()
+
+        def done(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._finished)
+
+        running = self._threads.submit(timed)
+        running.add_done_callback(done)  # not when the caller leaves: the thread works on
+        return await asyncio.wrap_future(running)
+
+    def _finished(self) -> None:
+        self._pending -= 1
+        if not self._pending:
+            self._idle.set()
 
     async def drain(self) -> None:
         """Refuse new work and wait until what was accepted is done."""

@@ -104,10 +104,12 @@ class Service:
         code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
         self.metrics.refused(code)
         logger.warning("refused", extra=_facts(request) | {"reason": code.name, "why": str(error)})
+        # What the runtime says of its own failures is for the log, not for the peer.
+        message = "internal error" if code is RefusalCode.INTERNAL else str(error)
         retry_after_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
         if request is None:
-            return Refusal(code, str(error), retry_after_s=retry_after_s)
-        return Refusal(code, str(error), request.request_id, retry_after_s)
+            return Refusal(code, message, retry_after_s=retry_after_s)
+        return Refusal(code, message, request.request_id, retry_after_s)
 
 
 def _facts(request: Request | None) -> dict[str, str]:

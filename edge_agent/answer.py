@@ -35,8 +35,10 @@ class Answer:
         error: why nobody answered.
         bytes_up: bytes of the request frame, 0 when none was sent.
         bytes_down: bytes of the answer's frame.
-        stages_s: seconds of each stage; `network` is what remains of the round trip.
+        stages_s: seconds of each stage; `network` is what remains of the round
+            trip, `cloud_wait` what an answer that did not come cost.
         total_s: seconds from taking the input up to the answer.
+        native_s: seconds of computing on the edge without --slowdown's stretching.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Answer:
     bytes_up: int = 0
     bytes_down: int = 0
     stages_s: Mapping[str, float] = field(default_factory=dict)
+    native_s: float = 0.0
 
 
 def top_labels(output: Array, names: Sequence[str]) -> tuple[Label, ...]:
@@ -83,6 +86,7 @@ def write_answer(answer: Answer, stream: TextIO) -> None:
     """Write one JSON line and hand it on at once."""
     fields: dict[str, Any] = asdict(answer)
     fields["total_s"] = round(answer.total_s, 6)
+    fields["native_s"] = round(answer.native_s, 6)
     fields["stages_s"] = {stage: round(value, 6) for stage, value in answer.stages_s.items()}
     stream.write(json.dumps(fields) + "\n")
     stream.flush()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
+LONGEST_REQUESTED_S = 300.0  # a confused cloud must not silence a device for weeks
 JITTER = 0.2
 
 
@@ -57,6 +58,7 @@ class Breaker:
         if self.is_open and not self._is_probing:
             return
         self._is_probing = False
+        at_least_s = min(at_least_s, LONGEST_REQUESTED_S)
         doubled = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
         self._pause_s = max(doubled, at_least_s)
         jitter = self._random.uniform(-JITTER, JITTER)

@@ -9,7 +9,7 @@ import numpy as np
 
 from splitserve.artifact import Artifact
 from splitserve.codec import Codec
-from splitserve.errors import UsageError
+from splitserve.errors import CodecError, UsageError
 from splitserve.picture import decode_picture, normalise
 from splitserve.runtime import Chain
 from splitserve.tensors import Array, Tensors
@@ -35,12 +35,23 @@ class Plan:
 
 @dataclass(slots=True)
 class Work:
-    """One picture on its way: what is known of it, and the seconds each stage took."""
+    """One picture on its way.
+
+    Args:
+        position: where its tensors are.
+        tensors: the features, by name.
+        sections: the encoded features, empty when nothing travels.
+        stages_s: seconds of each stage.
+        native_s: seconds computed here, without the stretching of a slowdown.
+        problem: why the features cannot travel.
+    """
 
     position: int
     tensors: Tensors
     sections: tuple[Section, ...] = ()
     stages_s: dict[str, float] = field(default_factory=dict)
+    native_s: float = 0.0
+    problem: str | None = None
 
 
 class Head:
@@ -81,6 +92,10 @@ class Head:
             )
         return Plan(cut, position, codec)
 
+    def macs_after(self, position: int) -> int:
+        """Multiply-adds that are left after a position."""
+        return sum(segment.macs for segment in self.artifact.manifest.segments[position:])
+
     def is_local(self, plan: Plan) -> bool:
         """Whether the plan answers on the device alone."""
         return plan.position == len(self._chain)
@@ -90,7 +105,6 @@ class Head:
 
         Raises:
             PictureError: not a picture.
-            CodecError: features that the codec cannot carry.
         """
         work = Work(plan.position, {})
         pixels = self._timed(work, "picture", decode_picture, content, self._preprocess)
@@ -100,7 +114,10 @@ class Head:
         work.tensors = self._timed(work, "head", run, {name: values}, 0, plan.position)
         if not self.is_local(plan):
             carried = [pixels[None]] if plan.codec.takes_pixels else self._egress(work)
-            work.sections = self._timed(work, "encode", _encode, plan.codec, carried)
+            try:
+                work.sections = self._timed(work, "encode", _encode, plan.codec, carried)
+            except CodecError as error:
+                work.problem = str(error)
         return work
 
     def _egress(self, work: Work) -> list[Array]:
@@ -133,8 +150,10 @@ class Head:
         """Run one stage, stretch it, and note its seconds."""
         started = time.perf_counter()
         result = call(*arguments)
+        native_s = time.perf_counter() - started
+        work.native_s += native_s
         if self._slowdown > 1:
-            time.sleep((time.perf_counter() - started) * (self._slowdown - 1))
+            time.sleep(native_s * (self._slowdown - 1))
         work.stages_s[stage] = time.perf_counter() - started
         return result
 

@@ -15,7 +15,7 @@ from edge_agent.head import Head, Plan, Work
 from edge_agent.source import Item
 from edge_agent.uplink import Uplink
 from splitserve.codec import codec_by_number
-from splitserve.errors import CodecError, ContractError, LinkError, SplitServeError
+from splitserve.errors import ContractError, SplitServeError
 from splitserve.tensors import Array, mismatch
 from splitserve.wire import Refusal, Reply, Request, encode_frame
 
@@ -63,13 +63,13 @@ class Agent:
         self._uplink = uplink
         self._deadline_s = deadline_s
         self._breaker = breaker or Breaker()
-        self._finish_s: dict[int, float] = {}
+        self._s_per_mac = 0.0
         # One thread computes: two heads at once would only slow each other down.
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="head")
 
     async def warm_up(self) -> None:
         """Run the head once and learn how long finishing on the device takes."""
-        self._finish_s[self.plan.position] = await self._in_thread(self._head.warm_up, self.plan)
+        self._learn(self.plan.position, await self._in_thread(self._head.warm_up, self.plan))
 
     async def run(
         self, source: AsyncIterator[Item], in_flight: int, sink: Callable[[Answer], None]
@@ -103,7 +103,10 @@ class Agent:
         try:
             content = await asyncio.to_thread(item.read)
             work = await self._in_thread(self._head.run, content, plan)
+            asked = time.perf_counter()
             cloud, reason = await self._from_cloud(work, plan, request_id, started)
+            if reason:
+                work.stages_s["cloud_wait"] = time.perf_counter() - asked
             outputs = cloud.outputs if cloud else await self._in_thread(self._finish, work)
         except SplitServeError as error:
             logger.warning("no answer", extra={"input": item.name, "why": str(error)})
@@ -121,12 +124,18 @@ class Agent:
             bytes_down=cloud.bytes_down if cloud else 0,
             stages_s=work.stages_s | dict(cloud.stages_s if cloud else {}),
             total_s=time.perf_counter() - started,
+            native_s=work.native_s,
         )
 
     def _finish(self, work: Work) -> Mapping[str, Array]:
         outputs = self._head.finish(work)
-        self._finish_s[work.position] = work.stages_s["edge_tail"]
+        self._learn(work.position, work.stages_s["edge_tail"])
         return outputs
+
+    def _learn(self, position: int, finish_s: float) -> None:
+        """Note what finishing here costs; plans that never ran are judged by their work."""
+        macs = self._head.macs_after(position)
+        self._s_per_mac = finish_s / macs if macs else self._s_per_mac
 
     async def _from_cloud(
         self, work: Work, plan: Plan, request_id: bytes, started: float
@@ -136,7 +145,10 @@ class Agent:
             return None, None
         if self._uplink is None:
             return None, "no cloud is configured"
-        reserve_s = RESERVE_FACTOR * self._finish_s.get(plan.position, 0.0) + RESERVE_S
+        if work.problem:
+            return self._fall_back(request_id, work.problem)
+        finish_s = self._s_per_mac * self._head.macs_after(plan.position)
+        reserve_s = RESERVE_FACTOR * finish_s + RESERVE_S
         left_s = self._deadline_s - (time.perf_counter() - started) - reserve_s
         if left_s <= 0:
             return None, f"no time for the cloud: the deadline is {self._deadline_s} s"
@@ -144,7 +156,7 @@ class Agent:
             return None, "the cloud is away"
         try:
             answer = await self._ask(self._uplink, work, plan, request_id, left_s)
-        except (LinkError, CodecError, ContractError) as error:
+        except SplitServeError as error:
             self._breaker.failed()
             return self._fall_back(request_id, str(error))
         if isinstance(answer, Refusal):

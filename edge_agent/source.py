@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import stat
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -35,7 +36,10 @@ class Item:
             PictureError: it cannot be read, or is larger than the limit.
         """
         try:
-            size = self.path.stat().st_size
+            facts = self.path.stat()
+            if not stat.S_ISREG(facts.st_mode):
+                raise PictureError("not a regular file")
+            size = facts.st_size
             if size > PICTURE_LIMIT_BYTES:
                 raise PictureError(f"{size} bytes are over the limit of {PICTURE_LIMIT_BYTES}")
             return self.path.read_bytes()
@@ -76,22 +80,24 @@ async def read_folder(paths: Sequence[Path]) -> AsyncIterator[Item]:
 
 
 async def watch_folder(folder: Path) -> AsyncIterator[Item]:
-    """Yield each picture of a folder once, as it appears; one that comes back counts again.
+    """Yield each picture of a folder as it appears, and again when its file is written anew.
 
     Polls instead of asking the kernel: a file counts as complete when its size and time stay the
     same over one poll, which also holds on network file systems.
     """
     seen: dict[Path, tuple[int, int]] = {}
-    done: set[Path] = set()
+    done: dict[Path, tuple[int, int]] = {}
     while True:
         now = await asyncio.to_thread(_states, folder)
         ready = [
-            path for path, state in now.items() if path not in done and seen.get(path) == state
+            path
+            for path, state in now.items()
+            if done.get(path) != state and seen.get(path) == state
         ]
         for path in ready:
-            done.add(path)
+            done[path] = now[path]
             yield Item(path)
-        done &= now.keys()
+        done = {path: state for path, state in done.items() if path in now}
         seen = now
         await asyncio.sleep(POLL_S)
 
@@ -101,9 +107,9 @@ def _states(folder: Path) -> dict[Path, tuple[int, int]]:
     states = {}
     for path in sorted(folder.glob("*")):
         with contextlib.suppress(FileNotFoundError):
-            stat = path.stat()
-            if path.suffix.lower() in SUFFIXES and stat.st_size:
-                states[path] = (stat.st_size, stat.st_mtime_ns)
+            facts = path.stat()
+            if path.suffix.lower() in SUFFIXES and facts.st_size:
+                states[path] = (facts.st_size, facts.st_mtime_ns)
     return states
 
 

@@ -51,7 +51,11 @@ class StreamUplink:
     """
 
     def __init__(self, url: str, limits: Limits) -> None:
-        self._url = httpx.URL(url).copy_with(scheme="wss" if url.startswith("https") else "ws")
+        parsed = httpx.URL(url)
+        self._url = parsed.copy_with(
+            scheme="wss" if parsed.scheme == "https" else "ws",
+            path=parsed.path.rstrip("/") + "/v1/stream",
+        )
         self._limits = limits
         self._connection: ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -86,7 +90,7 @@ class StreamUplink:
         async with self._opening:
             if self._connection is None:
                 self._connection = await connect(
-                    str(self._url.copy_with(path="/v1/stream")),
+                    str(self._url),
                     max_size=self._limits.frame_bytes,
                     compression=None,
                     open_timeout=None,

@@ -157,8 +157,9 @@ async def test_a_surprise_is_internal_and_keeps_its_text_to_the_log(
 
 
 async def test_a_runtime_failure_is_internal(service: Service, make_request: MakeRequest) -> None:
-    service.tail.failure = errors.RuntimeFailureError("ONNX Runtime failed")
-    assert (await refusal(service, make_request(1))).code is RefusalCode.INTERNAL
+    service.tail.failure = errors.RuntimeFailureError("ONNX Runtime failed in its own words")
+    answer = await refusal(service, make_request(1))
+    assert (answer.code, answer.message) == (RefusalCode.INTERNAL, "internal error")
 
 
 def test_every_refusal_code_has_an_error_and_every_error_a_code() -> None:

@@ -74,6 +74,7 @@ def test_an_answer_is_one_json_line_that_says_everything() -> None:
         bytes_up=10,
         bytes_down=20,
         stages_s={"head": 0.0123456789},
+        native_s=0.0011111111,
     )
     stream = io.StringIO()
     write_answer(answer, stream)
@@ -91,6 +92,7 @@ def test_an_answer_is_one_json_line_that_says_everything() -> None:
         "bytes_up": 10,
         "bytes_down": 20,
         "stages_s": {"head": 0.012346},
+        "native_s": 0.001111,
     }
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from edge_agent.fallback import FIRST_PAUSE_S, JITTER, LONGEST_PAUSE_S, Breaker
+from edge_agent.fallback import FIRST_PAUSE_S, JITTER, LONGEST_PAUSE_S, LONGEST_REQUESTED_S, Breaker
 
 
 class Clock:
@@ -99,6 +99,12 @@ def test_jitter_stays_within_its_bounds_and_spreads(clock: Clock) -> None:
 def test_a_pause_the_cloud_asks_for_is_kept(breaker: Breaker, clock: Clock) -> None:
     breaker.failed(at_least_s=30.0)
     assert pause_s(breaker, clock) == pytest.approx(30.0, abs=0.01)
+
+
+def test_a_pause_of_weeks_is_cut_short(breaker: Breaker, clock: Clock) -> None:
+    breaker.failed(at_least_s=4e6)
+    clock.now_s += 1.3 * LONGEST_REQUESTED_S
+    assert breaker.allows()
 
 
 def test_a_shorter_wish_changes_nothing(breaker: Breaker, clock: Clock) -> None:

@@ -9,7 +9,7 @@ import pytest
 from edge_agent.head import Head, Plan
 from splitserve.artifact import INPUT, OUTPUT, Artifact
 from splitserve.codec import CODECS, RawCodec, build_codec
-from splitserve.errors import CodecError, PictureError, UsageError
+from splitserve.errors import PictureError, UsageError
 from splitserve.picture import decode_picture, normalise
 from splitserve.runtime import Chain
 from splitserve.tensors import Array
@@ -121,7 +121,7 @@ def test_a_truncated_picture_is_refused(head: Head, picture: bytes) -> None:
         head.run(picture[: len(picture) // 2], head.plan(OUTPUT, RawCodec()))
 
 
-def test_features_that_the_codec_cannot_carry_are_its_error(
+def test_features_that_the_codec_cannot_carry_stay_here_with_the_reason(
     artifact: Artifact, picture: bytes
 ) -> None:
     class Infinite:
@@ -135,8 +135,11 @@ def test_features_that_the_codec_cannot_carry_are_its_error(
             }
 
     head = Head(artifact, Infinite())
-    with pytest.raises(CodecError, match="use raw"):
-        head.run(picture, head.plan(artifact.manifest.cuts[0].name, build_codec("affine-u8")))
+    cut = artifact.manifest.cuts[0].name
+    work = head.run(picture, head.plan(cut, build_codec("affine-u8")))
+    assert work.sections == ()
+    assert "use raw" in work.problem
+    assert cut in work.tensors
 
 
 def test_an_artifact_without_preprocessing_is_refused_with_the_way_out(

@@ -17,7 +17,9 @@ from edge_agent.source import Item, read_folder
 from edge_agent.uplink import Uplink
 from splitserve.artifact import INPUT, OUTPUT, Artifact
 from splitserve.codec import RawCodec, build_codec
-from splitserve.errors import LinkError
+from splitserve.errors import CodecError, LinkError
+from splitserve.runtime import Chain
+from splitserve.tensors import Array
 from splitserve.wire import Refusal, RefusalCode, Reply, Request, Section
 
 DEADLINE_S = 5.0
@@ -431,3 +433,40 @@ async def test_close_gives_the_uplink_and_the_threads_back(agent: Agent, cloud: 
     async with asyncio.timeout(20):
         while any(thread.name.startswith("head") for thread in threading.enumerate()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_features_the_codec_cannot_carry_are_finished_here(
+    artifact: Artifact, head: Head, cloud: Uplink, album: Path
+) -> None:
+    class Refusing(RawCodec):
+        def encode(self, tensor: Array) -> bytes:
+            raise CodecError("not these features")
+
+    agent = Agent(head, head.plan(middle(artifact), Refusing()), cloud, deadline_s=5.0)
+    answer = await agent.answer(Item(album / "p0.png"))
+    assert (answer.answered_by, answer.fallback) == ("edge", "not these features")
+    assert len(answer.labels) == 5
+    await agent.close()
+
+
+async def test_time_for_finishing_here_is_kept_back_under_a_plan_that_never_ran(
+    artifact: Artifact, chain: Chain, album: Path
+) -> None:
+    asked = []
+
+    class Silent:
+        async def ask(self, frame: bytes, request_id: bytes, timeout_s: float) -> None:
+            asked.append(timeout_s)
+            raise LinkError("no answer")
+
+        async def close(self) -> None: ...
+
+    head = Head(artifact, chain, slowdown=300.0)
+    agent = Agent(head, head.plan(middle(artifact), RawCodec()), Silent(), deadline_s=30.0)
+    await agent.warm_up()
+    agent.plan = head.plan("input", RawCodec())
+    answer = await agent.answer(Item(album / "p0.png"))
+    assert answer.answered_by == "edge"
+    # The whole model has more work left than the tail that was timed, so more is kept back.
+    assert asked[0] < 30.0 - answer.stages_s["picture"] - 0.5 * answer.stages_s["edge_tail"]
+    await agent.close()

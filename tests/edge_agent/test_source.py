@@ -263,3 +263,18 @@ async def test_until_leaves_no_task_behind(tmp_path: Path) -> None:
     async with asyncio.timeout(20):
         while not asyncio.all_tasks() <= before:  # noqa: ASYNC110  # they are not ours to await
             await asyncio.sleep(0.01)
+
+
+async def test_a_watched_file_that_is_written_anew_is_given_again(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"one")
+    items = open_source(str(tmp_path), watch=True)
+    assert (await anext(items)).read() == b"one"
+    (tmp_path / "a.png").write_bytes(b"another")
+    assert (await asyncio.wait_for(anext(items), 5)).read() == b"another"
+    await items.aclose()
+
+
+def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(PictureError, match="not a regular file"):
+        Item(tmp_path / "a.png").read()
