@@ -25,8 +25,8 @@ def print_report(result: Mapping[str, Any], console: Console) -> None:
     console.print(
         f"link: {link['rate_mbps']} Mbit/s and {link['delay_ms']} ms each way (self-test:"
         f" {link['measured_rate_mbps']:.2f} Mbit/s, round trip"
-        f" {link['measured_round_trip_ms']:.1f} ms); the edge computed {result['slowdown']:.1f} times"
-        " slower than this machine",
+        f" {link['measured_round_trip_ms']:.1f} ms); the edge computed {result['slowdown']:.1f}"
+        " times slower than this machine",
         highlight=False,
     )
     console.print(_labels(result))

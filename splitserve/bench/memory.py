@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 from rich.console import Console
@@ -105,6 +106,7 @@ def run(options: Options) -> int:
         "ratio": every / unsplit,
         "ratio_without_interpreter": grown[1] / grown[0],
         "switch_p50_s": median(switches),
+        "switch_p99_s": float(np.percentile(switches, 99)),
         "switch_max_s": max(switches),
         "rounds": options.rounds,
     }
@@ -116,12 +118,13 @@ def run(options: Options) -> int:
             f"unsplit session {unsplit / 1e6:.0f} MB, all plans {every / 1e6:.0f} MB:"
             f" {result['ratio']:.2f} times (limit {LIMIT}); without the interpreter and its"
             f" libraries {result['ratio_without_interpreter']:.2f} times\n"
-            f"changing the plan: p50 {result['switch_p50_s'] * 1e3:.2f} ms, worst"
+            f"changing the plan: p50 {result['switch_p50_s'] * 1e3:.2f} ms, p99"
+            f" {result['switch_p99_s'] * 1e3:.2f} ms, worst"
             f" {result['switch_max_s'] * 1e3:.2f} ms of {len(switches)} (limit"
-            f" {SWITCH_LIMIT_S * 1e3:.0f} ms at the median)",
+            f" {SWITCH_LIMIT_S * 1e3:.0f} ms at p99)",
             highlight=False,
         )
-    return 0 if result["ratio"] <= LIMIT and result["switch_p50_s"] <= SWITCH_LIMIT_S else 3
+    return 0 if result["ratio"] <= LIMIT and result["switch_p99_s"] <= SWITCH_LIMIT_S else 3
 
 
 def _child(code: str, argument: Path) -> dict[str, Any]:

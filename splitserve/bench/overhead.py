@@ -139,7 +139,7 @@ def _report(rows: list[dict[str, Any]], options: Options) -> None:
     table = Table(
         title=f"Service overhead over loopback, ms; batch 1, {options.requests} requests each"
     )
-    for name in ("cut", "codec", "transport"):
+    for name in ("cut", "codec", "over"):
         table.add_column(name, no_wrap=True)
     for name in ("kB", "p50", "p95", "queue", "decode", "compute"):
         table.add_column(name, justify="right")
