@@ -99,7 +99,8 @@ class Agent:
     async def answer(self, item: Item) -> Answer:
         """Answer one input; what cannot be read or computed gives an answer with an error."""
         started, plan, request_id = time.perf_counter(), self.plan, os.urandom(16)
-        facts = {"cut": plan.cut, "codec": plan.codec.name}
+        codec = "none" if self._head.is_local(plan) else plan.codec.name
+        facts = {"cut": plan.cut, "codec": codec}
         try:
             content = await asyncio.to_thread(item.read)
             work = await self._in_thread(self._head.run, content, plan)
