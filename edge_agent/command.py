@@ -88,10 +88,13 @@ async def _run(options: Options) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     failures = 0
 
-    def sink(answer: Answer) -> None:
+    writing = asyncio.Lock()
+
+    async def sink(answer: Answer) -> None:
         nonlocal failures
         failures += answer.answered_by == "nobody"
-        write_answer(answer, sys.stdout)
+        async with writing:  # a reader that pauses holds up the answers, not the event loop
+            await asyncio.to_thread(write_answer, answer, sys.stdout)
 
     try:
         await agent.run(until(source, stop), options.in_flight, sink)

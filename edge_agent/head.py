@@ -43,6 +43,7 @@ class Work:
         sections: the encoded features, empty when nothing travels.
         stages_s: seconds of each stage.
         native_s: seconds computed here, without the stretching of a slowdown.
+        bytes_up: bytes of the request frame, once it is built.
         problem: why the features cannot travel.
     """
 
@@ -51,6 +52,7 @@ class Work:
     sections: tuple[Section, ...] = ()
     stages_s: dict[str, float] = field(default_factory=dict)
     native_s: float = 0.0
+    bytes_up: int = 0
     problem: str | None = None
 
 
@@ -92,10 +94,6 @@ class Head:
             )
         return Plan(cut, position, codec)
 
-    def macs_after(self, position: int) -> int:
-        """Multiply-adds that are left after a position."""
-        return sum(segment.macs for segment in self.artifact.manifest.segments[position:])
-
     def is_local(self, plan: Plan) -> bool:
         """Whether the plan answers on the device alone."""
         return plan.position == len(self._chain)
@@ -129,20 +127,27 @@ class Head:
             work, "edge_tail", self._chain.run, work.tensors, work.position, len(self._chain)
         )
 
-    def warm_up(self, plan: Plan) -> float:
-        """Run everything on a blank input; return the seconds that `finish` takes.
+    def warm_up(self, plan: Plan) -> list[float]:
+        """Run the plan's head, then the model segment by segment, on a blank input.
 
-        The median of three runs after a first one that pays for allocations.
+        Returns:
+            For every position, the seconds that `finish` takes from there: medians of three runs
+            after a first one that pays for allocations.
         """
         spec = self.artifact.manifest.inputs[0]
         blank = np.zeros([d if isinstance(d, int) else 1 for d in spec.shape], spec.dtype)
-        features = self._chain.run({spec.name: blank}, 0, plan.position)
-        times = []
+        self._chain.run({spec.name: blank}, 0, plan.position)
+        count = len(self._chain)
+        runs = []
         for _ in range(4):
-            work = Work(plan.position, features)
-            self.finish(work)
-            times.append(work.stages_s["edge_tail"])
-        return sorted(times[1:])[1]
+            tensors: Tensors = {spec.name: blank}
+            work = Work(0, tensors)
+            for start in range(count):
+                stage = str(start)
+                tensors = self._timed(work, stage, self._chain.run, tensors, start, start + 1)
+            runs.append([work.stages_s[str(start)] for start in range(count)])
+        segments_s = np.median(runs[1:], axis=0)
+        return [float(segments_s[position:].sum()) for position in range(count + 1)]
 
     def _timed(
         self, work: Work, stage: str, call: Callable[..., Result], *arguments: object

@@ -4,12 +4,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from edge_agent.answer import Answer, top_labels
+from edge_agent.compute import FINISH, HEAD, ComputeThread
 from edge_agent.fallback import Breaker
 from edge_agent.head import Head, Plan, Work
 from edge_agent.source import Item
@@ -21,7 +20,7 @@ from splitserve.wire import Refusal, Reply, Request, encode_frame
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
+Sink = Callable[[Answer], Awaitable[None]]
 
 RESERVE_FACTOR = 1.5
 RESERVE_S = 0.02
@@ -32,9 +31,34 @@ class CloudAnswer:
     """Outputs from the cloud and what they cost."""
 
     outputs: Mapping[str, Array]
-    bytes_up: int
     bytes_down: int
     stages_s: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class Begun:
+    """One input under way.
+
+    Args:
+        item: the input.
+        plan: the plan it began with.
+        request_id: 16 bytes.
+        started: clock when it was taken.
+        work: what its head made, None where that failed.
+        error: why nobody can answer it.
+    """
+
+    item: Item
+    plan: Plan
+    request_id: bytes
+    started: float
+    work: Work | None = None
+    error: str | None = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a log line says of it."""
+        return {"input": self.item.name, "request_id": self.request_id.hex()}
 
 
 class Agent:
@@ -63,128 +87,174 @@ class Agent:
         self._uplink = uplink
         self._deadline_s = deadline_s
         self._breaker = breaker or Breaker()
-        self._s_per_mac = 0.0
-        # One thread computes: two heads at once would only slow each other down.
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix="head")
+        self._finish_s = [0.0] * (len(head.artifact.manifest.segments) + 1)
+        self._asking = 0
+        self._compute = ComputeThread()
 
     async def warm_up(self) -> None:
-        """Run the head once and learn how long finishing on the device takes."""
-        self._learn(self.plan.position, await self._in_thread(self._head.warm_up, self.plan))
+        """Run the model once and learn how long finishing on the device takes from each cut."""
+        self._finish_s = await self._compute.run(HEAD, self._head.warm_up, self.plan)
 
-    async def run(
-        self, source: AsyncIterator[Item], in_flight: int, sink: Callable[[Answer], None]
-    ) -> None:
+    async def run(self, source: AsyncIterator[Item], in_flight: int, sink: Sink) -> None:
         """Answer a source's inputs; each answer goes to the sink as soon as it is there.
 
+        The head of an input runs before the next input is taken, so that no clock starts early.
+
         Args:
-            source: the inputs; the next one is taken when there is room for it.
+            source: the inputs.
             in_flight: inputs that may be under way at once.
             sink: takes the answers, in the order in which they are ready.
         """
         room = asyncio.Semaphore(in_flight)
 
-        async def one(item: Item) -> None:
-            sink(await self.answer(item))
+        async def finish(begun: Begun) -> None:
+            await sink(await self._complete(begun))
             room.release()
 
         try:
             async with asyncio.TaskGroup() as group:
                 await room.acquire()
                 async for item in source:
-                    group.create_task(one(item))
+                    group.create_task(finish(await self._begin(item)))
                     await room.acquire()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
     async def answer(self, item: Item) -> Answer:
         """Answer one input; what cannot be read or computed gives an answer with an error."""
-        started, plan, request_id = time.perf_counter(), self.plan, os.urandom(16)
-        codec = "none" if self._head.is_local(plan) else plan.codec.name
-        facts = {"cut": plan.cut, "codec": codec}
+        return await self._complete(await self._begin(item))
+
+    async def _begin(self, item: Item) -> Begun:
+        """Read an input and run its head."""
+        begun = Begun(item, self.plan, os.urandom(16), time.perf_counter())
         try:
             content = await asyncio.to_thread(item.read)
-            work = await self._in_thread(self._head.run, content, plan)
+            begun.work = await self._compute.run(HEAD, self._head.run, content, begun.plan)
+        except SplitServeError as error:
+            begun.error = str(error)
+        except Exception:
+            logger.exception("the head failed", extra=begun.facts)
+            begun.error = "internal error in the head; the log tells more"
+        return begun
+
+    async def _complete(self, begun: Begun) -> Answer:
+        """Get the outputs from the cloud, or else compute them here."""
+        work, cloud, reason = begun.work, None, None
+        if work is None:
+            return self._no_answer(begun)
+        try:
             asked = time.perf_counter()
-            cloud, reason = await self._from_cloud(work, plan, request_id, started)
+            cloud, reason = await self._from_cloud(work, begun)
             if reason:
                 work.stages_s["cloud_wait"] = time.perf_counter() - asked
-            outputs = cloud.outputs if cloud else await self._in_thread(self._finish, work)
+            outputs = cloud.outputs if cloud else await self._finish(work)
         except SplitServeError as error:
-            logger.warning("no answer", extra={"input": item.name, "why": str(error)})
-            total_s = time.perf_counter() - started
-            return Answer(item.name, request_id.hex(), facts, "nobody", total_s, error=str(error))
+            begun.error = str(error)
+            return self._no_answer(begun)
+        except Exception:
+            logger.exception("finishing failed", extra=begun.facts)
+            begun.error = "internal error; the log tells more"
+            return self._no_answer(begun)
         manifest = self._head.artifact.manifest
         return Answer(
-            id=item.name,
-            request_id=request_id.hex(),
-            plan=facts,
+            id=begun.item.name,
+            request_id=begun.request_id.hex(),
+            plan=self._plan_facts(begun.plan),
             answered_by="cloud" if cloud else "edge",
             labels=top_labels(outputs[manifest.outputs[0].name], manifest.labels),
             fallback=reason,
-            bytes_up=cloud.bytes_up if cloud else 0,
+            bytes_up=work.bytes_up,
             bytes_down=cloud.bytes_down if cloud else 0,
             stages_s=work.stages_s | dict(cloud.stages_s if cloud else {}),
-            total_s=time.perf_counter() - started,
+            total_s=time.perf_counter() - begun.started,
             native_s=work.native_s,
         )
 
-    def _finish(self, work: Work) -> Mapping[str, Array]:
-        outputs = self._head.finish(work)
-        self._learn(work.position, work.stages_s["edge_tail"])
+    def _no_answer(self, begun: Begun) -> Answer:
+        logger.warning("no answer", extra=begun.facts | {"why": begun.error})
+        return Answer(
+            id=begun.item.name,
+            request_id=begun.request_id.hex(),
+            plan=self._plan_facts(begun.plan),
+            answered_by="nobody",
+            error=begun.error,
+            total_s=time.perf_counter() - begun.started,
+        )
+
+    def _plan_facts(self, plan: Plan) -> dict[str, str]:
+        codec = "none" if self._head.is_local(plan) else plan.codec.name
+        return {"cut": plan.cut, "codec": codec}
+
+    async def _finish(self, work: Work) -> Mapping[str, Array]:
+        outputs = await self._compute.run(FINISH, self._head.finish, work)
+        self._finish_s[work.position] = work.stages_s["edge_tail"]
         return outputs
 
-    def _learn(self, position: int, finish_s: float) -> None:
-        """Note what finishing here costs; plans that never ran are judged by their work."""
-        macs = self._head.macs_after(position)
-        self._s_per_mac = finish_s / macs if macs else self._s_per_mac
+    def _reserve_s(self, work: Work) -> float:
+        """Seconds to keep back for finishing here.
 
-    async def _from_cloud(
-        self, work: Work, plan: Plan, request_id: bytes, started: float
-    ) -> tuple[CloudAnswer | None, str | None]:
+        Whoever else waits for the cloud may have to be finished first, and one head may be
+        running: all computing shares one thread.
+        """
+        head_s = sum(work.stages_s.values())
+        return RESERVE_FACTOR * (self._asking * self._finish_s[work.position] + head_s) + RESERVE_S
+
+    async def _from_cloud(self, work: Work, begun: Begun) -> tuple[CloudAnswer | None, str | None]:
         """Ask the cloud while there is time; otherwise say why not."""
-        if self._head.is_local(plan):
+        if self._head.is_local(begun.plan):
             return None, None
         if self._uplink is None:
             return None, "no cloud is configured"
         if work.problem:
-            return self._fall_back(request_id, work.problem)
-        finish_s = self._s_per_mac * self._head.macs_after(plan.position)
-        reserve_s = RESERVE_FACTOR * finish_s + RESERVE_S
-        left_s = self._deadline_s - (time.perf_counter() - started) - reserve_s
-        if left_s <= 0:
-            return None, f"no time for the cloud: the deadline is {self._deadline_s} s"
-        if not self._breaker.allows():
-            return None, "the cloud is away"
+            return self._fall_back(begun, work.problem)
+        self._asking += 1
         try:
-            answer = await self._ask(self._uplink, work, plan, request_id, left_s)
-        except SplitServeError as error:
+            left_s = begun.started + self._deadline_s - time.perf_counter() - self._reserve_s(work)
+            if left_s <= 0:
+                return None, f"no time for the cloud: the deadline is {self._deadline_s} s"
+            if not self._breaker.allows():
+                return None, "the cloud is away"
+            return await self._try_cloud(self._uplink, work, begun, left_s)
+        finally:
+            self._asking -= 1
+
+    async def _try_cloud(
+        self, uplink: Uplink, work: Work, begun: Begun, left_s: float
+    ) -> tuple[CloudAnswer | None, str | None]:
+        try:
+            answer = await self._ask(uplink, work, begun, left_s)
+        except Exception as error:
             self._breaker.failed()
-            return self._fall_back(request_id, str(error))
+            if not isinstance(error, SplitServeError):
+                logger.exception("asking the cloud failed", extra=begun.facts)
+                return None, f"internal error ({type(error).__name__}); the log tells more"
+            return self._fall_back(begun, str(error))
         if isinstance(answer, Refusal):
             self._breaker.failed(answer.retry_after_s)
-            return self._fall_back(request_id, f"{answer.code.name}: {answer.message}")
+            return self._fall_back(begun, f"{answer.code.name}: {answer.message}")
         self._breaker.succeeded()
         return answer, None
 
-    def _fall_back(self, request_id: bytes, reason: str) -> tuple[None, str]:
-        logger.warning("fallback", extra={"request_id": request_id.hex(), "why": reason})
+    def _fall_back(self, begun: Begun, reason: str) -> tuple[None, str]:
+        logger.warning("fallback", extra=begun.facts | {"why": reason})
         return None, reason
 
     async def _ask(
-        self, uplink: Uplink, work: Work, plan: Plan, request_id: bytes, left_s: float
+        self, uplink: Uplink, work: Work, begun: Begun, left_s: float
     ) -> CloudAnswer | Refusal:
         frame = encode_frame(
             Request(
-                request_id=request_id,
+                request_id=begun.request_id,
                 artifact_id=self._head.artifact.id,
-                cut=plan.position,
-                codec=plan.codec.number,
+                cut=begun.plan.position,
+                codec=begun.plan.codec.number,
                 sections=work.sections,
                 deadline_s=left_s,
             )
         )
+        work.bytes_up = len(frame)
         sent = time.perf_counter()
-        reply, received = await uplink.ask(frame, request_id, left_s)
+        reply, received = await uplink.ask(frame, begun.request_id, left_s)
         if isinstance(reply, Refusal):
             return reply
         times, round_trip_s = reply.timings, time.perf_counter() - sent
@@ -195,7 +265,7 @@ class Agent:
             "cloud_decode": times.decode_s,
             "tail": times.compute_s,
         }
-        return CloudAnswer(self._outputs(reply), len(frame), received, stages_s)
+        return CloudAnswer(self._outputs(reply), received, stages_s)
 
     def _outputs(self, reply: Reply) -> dict[str, Array]:
         manifest = self._head.artifact.manifest
@@ -212,11 +282,8 @@ class Agent:
             for spec, section in zip(specs, reply.sections, strict=True)
         }
 
-    async def _in_thread(self, call: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._compute, call, *arguments)
-
     async def close(self) -> None:
         """Give threads and connections back."""
-        self._compute.shutdown(wait=False, cancel_futures=True)
+        self._compute.close()
         if self._uplink is not None:
             await self._uplink.close()

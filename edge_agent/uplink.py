@@ -8,7 +8,7 @@ from typing import Protocol
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidURI, WebSocketException
+from websockets.exceptions import InvalidURI
 
 from splitserve.errors import LinkError, UsageError, WireError
 from splitserve.wire import CONTENT_TYPE, NO_ID, Limits, Refusal, Reply, decode_frame
@@ -79,7 +79,9 @@ class StreamUplink:
             if self._heard_at < started:  # not a byte since: the connection may be a black hole
                 self._drop(LinkError("the connection went silent"))
             raise LinkError(f"no answer within {timeout_s:.3f} s") from error
-        except (OSError, WebSocketException) as error:
+        except LinkError:
+            raise
+        except Exception as error:  # names that do not resolve raise UnicodeError, and so on
             raise LinkError(f"{type(error).__name__}: {error}") from error
         finally:
             self._waiting.pop(request_id, None)
@@ -95,6 +97,7 @@ class StreamUplink:
                     compression=None,
                     open_timeout=None,
                     close_timeout=CLOSE_TIMEOUT_S,
+                    proxy=None,  # the environment is read by command.py alone
                 )
                 self._reader = asyncio.create_task(self._read(self._connection))
             return self._connection
@@ -110,7 +113,7 @@ class StreamUplink:
                     self._hand_out(frame, len(data))
         except WireError as error:
             failure = LinkError(f"the service sent no frame: {error}")
-        except (OSError, WebSocketException) as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, what waits must hear of it
             failure = LinkError(f"{type(error).__name__}: {error}")
         if connection is self._connection:
             self._drop(failure)
@@ -163,6 +166,7 @@ class HttpUplink:
         self._client = httpx.AsyncClient(
             base_url=url,
             transport=transport,
+            trust_env=False,  # the environment is read by command.py alone
             limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_S),
             headers={"content-type": CONTENT_TYPE},
         )
@@ -176,7 +180,9 @@ class HttpUplink:
                 status, content = await self._post(frame)
         except TimeoutError as error:
             raise LinkError(f"no answer within {timeout_s:.3f} s") from error
-        except httpx.HTTPError as error:
+        except LinkError:
+            raise
+        except Exception as error:  # names that do not resolve raise UnicodeError, and so on
             raise LinkError(f"{type(error).__name__}: {error}") from error
         try:
             answer = decode_frame(content, self._limits)

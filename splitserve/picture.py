@@ -82,8 +82,8 @@ def decode_picture(content: bytes, preprocess: Preprocess, limit: int = PIXEL_LI
         target = 2 * preprocess.resize_short_side
         image.draft("RGB", (target * width // min(width, height) + 1, target + 1))
         upright = _to_rgb(_turn_upright(image))
-    except Exception as error:  # Pillow's readers raise whatever their parsing meets
-        raise PictureError(f"the picture cannot be decoded: {error}") from error
+    except Exception as error:  # Pillow raises what it meets, and may quote the file
+        raise PictureError(f"the picture is damaged ({type(error).__name__})") from error
     return _resize_and_crop(upright, preprocess)
 
 
@@ -92,8 +92,8 @@ def _open(content: bytes, formats: tuple[str, ...]) -> Image.Image:
         return Image.open(io.BytesIO(content), formats=formats)
     except UnidentifiedImageError as error:
         raise PictureError(f"not a {', '.join(formats)} file") from error
-    except Exception as error:  # Pillow's readers raise whatever their parsing meets
-        raise PictureError(f"the picture cannot be read: {error}") from error
+    except Exception as error:  # Pillow raises what it meets, and may quote the file
+        raise PictureError(f"the picture is damaged ({type(error).__name__})") from error
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
@@ -204,5 +204,5 @@ def decode_pixels(content: bytes, picture_format: PictureFormat, height: int, wi
         )
     try:
         return np.asarray(_to_rgb(image), dtype=np.uint8)
-    except Exception as error:  # Pillow's readers raise whatever their parsing meets
-        raise PictureError(f"the picture cannot be decoded: {error}") from error
+    except Exception as error:  # Pillow raises what it meets, and may quote the file
+        raise PictureError(f"the picture is damaged ({type(error).__name__})") from error

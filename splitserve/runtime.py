@@ -60,7 +60,10 @@ class Graph:
         except KeyError as error:
             raise RuntimeFailureError(f"the graph's input {error} is missing") from error
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
-            raise RuntimeFailureError(f"ONNX Runtime failed: {error}") from error
+            # Its own words may quote values of the input, so only its kind and the shapes pass.
+            given = ", ".join(f"{key} {value.dtype} {value.shape}" for key, value in feeds.items())
+            kind = type(error).__name__
+            raise RuntimeFailureError(f"ONNX Runtime failed ({kind}) on {given}") from error
         return dict(zip(self.outputs, values, strict=True))
 
 

@@ -77,7 +77,11 @@ def whole(lite0: Path, artifact: Artifact, pictures: Path) -> dict[str, int]:
 
 async def answer_all(agent: Agent, folder: Path) -> dict[str, Answer]:
     answers: list[Answer] = []
-    await agent.run(open_source(str(folder), watch=False), 1, answers.append)
+
+    async def keep(answer: Answer) -> None:
+        answers.append(answer)
+
+    await agent.run(open_source(str(folder), watch=False), 1, keep)
     assert [answer.id for answer in answers] == [path.name for path in list_pictures(folder)]
     return {answer.id: answer for answer in answers}
 

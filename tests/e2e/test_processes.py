@@ -188,6 +188,29 @@ def test_a_cloud_killed_while_many_are_in_flight_costs_no_answer(
     check_labels(lines)
 
 
+@pytest.mark.parametrize("transport", ["stream", "http"])
+def test_a_cloud_that_hangs_with_many_in_flight_costs_no_deadline(
+    start: Start, cloud: Cloud, lite0_artifact: Path, pictures: Path, transport: str
+) -> None:
+    deadline_s, count = 1.5, 60
+    words = ("--in-flight", 8, "--deadline-s", deadline_s, "--transport", transport)
+    agent = start(*agent_words(lite0_artifact, cloud, "-", *words))
+    for number in range(count):
+        agent.say(str(sorted(pictures.iterdir())[number % 5]))
+        if number == count // 3:
+            lines = [agent.hear()]
+            cloud.hang()
+        time.sleep(GAP_S)
+    agent.say_no_more()
+    lines += agent.hear_rest()
+    cloud.go_on()
+    assert agent.end() == 0
+    assert len(lines) == count
+    assert {line["answered_by"] for line in lines} == {"cloud", "edge"}
+    assert max(line["total_s"] for line in lines) <= deadline_s
+    check_labels(lines)
+
+
 def test_a_cloud_with_another_artifact_refuses_and_the_edge_says_both_ids(
     start: Start, cloud: Cloud, lite0_artifact: Path, pictures: Path, tmp_path: Path
 ) -> None:

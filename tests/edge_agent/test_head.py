@@ -103,9 +103,11 @@ def test_slowdown_stretches_everything_computed_here(
 
 
 def test_warm_up_says_how_long_finishing_takes(artifact: Artifact, head: Head) -> None:
-    first = head.warm_up(head.plan(INPUT, RawCodec()))
-    last = head.warm_up(head.plan(OUTPUT, RawCodec()))
-    assert 0 < last < first < 5
+    finish_s = head.warm_up(head.plan(INPUT, RawCodec()))
+    assert len(finish_s) == len(artifact.manifest.positions)
+    assert finish_s == sorted(finish_s, reverse=True)
+    assert finish_s[-1] == 0
+    assert 0 < finish_s[0] < 5
 
 
 @pytest.mark.parametrize(

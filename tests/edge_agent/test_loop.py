@@ -12,7 +12,7 @@ import pytest
 from edge_agent.answer import Answer
 from edge_agent.fallback import Breaker
 from edge_agent.head import Head
-from edge_agent.loop import Agent
+from edge_agent.loop import Agent, Sink
 from edge_agent.source import Item, read_folder
 from edge_agent.uplink import Uplink
 from splitserve.artifact import INPUT, OUTPUT, Artifact
@@ -39,8 +39,17 @@ def middle(artifact: Artifact) -> str:
 
 async def answer_all(agent: Agent, paths: list[Path], in_flight: int = 1) -> list[Answer]:
     answers: list[Answer] = []
-    await agent.run(read_folder(paths), in_flight, answers.append)
+    await agent.run(read_folder(paths), in_flight, keeping(answers))
     return answers
+
+
+def keeping(answers: list[Answer]) -> Sink:
+    """A sink that keeps what it gets."""
+
+    async def keep(answer: Answer) -> None:
+        answers.append(answer)
+
+    return keep
 
 
 def pictures_of(album: Path) -> list[Path]:
@@ -340,7 +349,7 @@ async def test_the_next_input_is_taken_only_when_there_is_room(
 
     cloud.answering = held
     answers: list[Answer] = []
-    running = asyncio.create_task(agent.run(source(), 2, answers.append))
+    running = asyncio.create_task(agent.run(source(), 2, keeping(answers)))
     async with asyncio.timeout(20):
         while len(cloud.requests) < 2:  # noqa: ASYNC110  # the fake cloud tells nobody
             await asyncio.sleep(0.01)
@@ -367,19 +376,38 @@ async def test_an_unreadable_picture_gets_one_line_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("in_flight", [1, 4])
-async def test_a_surprise_comes_out_as_it_is_and_in_no_group(
+async def test_a_surprise_on_the_way_to_the_cloud_costs_no_answer(
     agent: Agent, cloud: Uplink, album: Path, in_flight: int
 ) -> None:
     async def surprise(request: Request) -> Reply:
         raise ZeroDivisionError("surprise")
 
     cloud.answering = surprise
-    with pytest.raises(ZeroDivisionError, match="surprise"):
-        await answer_all(agent, pictures_of(album), in_flight)
+    answers = await answer_all(agent, pictures_of(album), in_flight)
+    assert len(answers) == 6
+    assert {answer.answered_by for answer in answers} == {"edge"}
+    assert "ZeroDivisionError" in answers[0].fallback
+
+
+async def test_a_surprise_in_the_head_costs_one_answer_and_not_the_agent(
+    agent: Agent, head: Head, album: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Cursed:
+        def read(self) -> bytes:
+            raise ZeroDivisionError("cursed")
+
+        name = "cursed"
+
+    bad = await agent.answer(Cursed())
+    assert (bad.answered_by, bad.id) == ("nobody", "cursed")
+    assert "internal error" in bad.error
+    assert any(record.exc_info for record in caplog.records)
+    good = await agent.answer(Item(album / "p0.png"))
+    assert good.answered_by == "cloud"
 
 
 async def test_a_sink_that_is_gone_ends_the_run_as_it_is(agent: Agent, album: Path) -> None:
-    def gone(answer: Answer) -> None:
+    async def gone(answer: Answer) -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
@@ -393,7 +421,7 @@ async def test_a_source_that_fails_ends_the_run_as_it_is(agent: Agent, album: Pa
 
     answers: list[Answer] = []
     with pytest.raises(ZeroDivisionError):
-        await agent.run(failing(), 2, answers.append)
+        await agent.run(failing(), 2, keeping(answers))
 
 
 async def test_a_run_that_is_cancelled_is_cancelled(
@@ -431,7 +459,7 @@ async def test_close_gives_the_uplink_and_the_threads_back(agent: Agent, cloud: 
     await agent.close()
     assert cloud.is_closed
     async with asyncio.timeout(20):
-        while any(thread.name.startswith("head") for thread in threading.enumerate()):  # noqa: ASYNC110
+        while any(thread.name == "compute" for thread in threading.enumerate()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
