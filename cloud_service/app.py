@@ -36,7 +36,7 @@ def build_app(service: Service, in_flight: int = 64) -> FastAPI:
         service: answers frames.
         in_flight: requests that one stream may have unanswered; further ones are not read.
     """
-    app = FastAPI(title="splitserve", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="splitserve", version=__version__, openapi_url=None)
 
     @app.post("/v1/infer")
     async def infer(request: Request) -> Response:

@@ -17,7 +17,7 @@ from pydantic_settings import SettingsConfigDict
 from cloud_service.app import build_app
 from cloud_service.scheduler import Scheduler
 from cloud_service.service import Service
-from cloud_service.tail import Tail
+from cloud_service.tail import MAX_ELEMENTS, Tail
 from splitserve.artifact import load_artifact
 from splitserve.errors import UsageError
 from splitserve.logs import configure_logging
@@ -55,7 +55,7 @@ class Options(Settings):
     """Requests that may wait; one more is refused."""
     max_frame_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**31)
     """Largest request frame."""
-    max_elements: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**31)
+    max_elements: int = Field(default=MAX_ELEMENTS, ge=1024, le=2**31)
     """Most elements of one tensor; bounds what a small frame can make the service allocate."""
     drain_delay_s: float = Field(default=0.0, ge=0, le=600)
     """Seconds between readiness turning 503 and the end of accepting, for a balancer to notice."""
@@ -129,7 +129,7 @@ def run(options: Options) -> int:
 async def _serve(options: Options) -> int:
     artifact = load_artifact(options.artifact)
     chain = await asyncio.to_thread(open_chain, artifact, RuntimeOptions(threads=options.threads))
-    tail = Tail(artifact, chain)
+    tail = Tail(artifact, chain, options.max_elements)
     await asyncio.to_thread(tail.warm_up)
     scheduler = Scheduler(options.workers, options.waiting)
     service = Service(tail, scheduler, _limits(options))

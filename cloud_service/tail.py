@@ -7,12 +7,13 @@ import numpy as np
 
 from splitserve.artifact import Artifact
 from splitserve.codec import Codec, RawCodec, codec_by_number
-from splitserve.errors import ContractError, SplitServeError, UnknownArtifactError
+from splitserve.errors import ArtifactError, ContractError, SplitServeError, UnknownArtifactError
 from splitserve.picture import normalise
 from splitserve.runtime import Chain
 from splitserve.tensors import Array, TensorSpec, mismatch
 from splitserve.wire import Reply, Request, Section, Timings
 
+MAX_ELEMENTS = 16 * 1024 * 1024
 OUTPUT_CODEC = RawCodec(exact=True)
 
 
@@ -22,17 +23,35 @@ class Tail:
     Args:
         artifact: the verified artifact.
         chain: its loaded segments.
+        max_elements: most elements of one tensor.
         max_batch: largest batch, which is a free first dimension, that a request may ask for.
     """
 
-    def __init__(self, artifact: Artifact, chain: Chain, max_batch: int = 64) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        chain: Chain,
+        max_elements: int = MAX_ELEMENTS,
+        max_batch: int = 64,
+    ) -> None:
         self.artifact = artifact
         self._chain = chain
+        self._max_elements = max_elements
         self._max_batch = max_batch
 
     def warm_up(self) -> None:
-        """Run every tail once on zeros, so that the first request finds everything ready."""
+        """Run every tail once on zeros, so that the first request finds everything ready.
+
+        Raises:
+            ArtifactError: a tensor at a cut is larger than any request may be.
+        """
         for position in range(len(self._chain)):
+            for spec in self.artifact.manifest.egress(position):
+                if spec.elements() > self._max_elements:
+                    raise ArtifactError(
+                        f"{spec.name} has {spec.elements()} elements, the limit is"
+                        f" {self._max_elements} (--max-elements)"
+                    )
             zeros = {
                 spec.name: np.zeros(
                     [d if isinstance(d, int) else 1 for d in spec.shape], spec.dtype

@@ -20,14 +20,20 @@ PICTURE_LIMIT_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input: its file, read only when its turn comes."""
+    """One input.
+
+    Args:
+        path: its file, read only when its turn comes.
+        given: how it was asked for, None for a file found in a folder.
+    """
 
     path: Path
+    given: str | None = None
 
     @property
     def name(self) -> str:
         """What the answer calls it."""
-        return self.path.name
+        return self.given or self.path.name
 
     def read(self) -> bytes:
         """Read the file.
@@ -106,9 +112,9 @@ def _states(folder: Path) -> dict[Path, tuple[int, int]]:
     """Size and time of every picture in a folder that is not empty, by name."""
     states = {}
     for path in sorted(folder.glob("*")):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             facts = path.stat()
-            if path.suffix.lower() in SUFFIXES and facts.st_size:
+            if path.suffix.lower() in SUFFIXES and facts.st_size and stat.S_ISREG(facts.st_mode):
                 states[path] = (facts.st_size, facts.st_mtime_ns)
     return states
 
@@ -137,7 +143,7 @@ async def read_paths() -> AsyncIterator[Item]:
     threading.Thread(target=read, daemon=True, name="stdin").start()
     while (line := await lines.get()) != END:
         if line:
-            yield Item(Path(line))
+            yield Item(Path(line), line)
         room.release()
 
 

@@ -267,6 +267,7 @@ def write_artifact(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -
     """
     root.mkdir(parents=True, exist_ok=True)
     stale = _files(root) - files.keys()
+    (root / MANIFEST).unlink(missing_ok=True)
     for name, content in files.items():
         (root / name).write_bytes(content)
     text = manifest.model_dump_json(indent=1, exclude_defaults=False).encode()

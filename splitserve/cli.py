@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from splitserve import __version__
 from splitserve.errors import SplitServeError, UsageError
@@ -38,19 +38,19 @@ COMMANDS = {
     "agent": Command("edge_agent.command", "run the head: the edge agent", "edge"),
     "link": Command("splitserve.bench.command_link", "emulate a slow link (TCP relay)", "edge"),
     "bench accuracy": Command(
-        "splitserve.bench.accuracy", "top-1 and top-5 on labelled pictures", "plan"
+        "splitserve.bench.accuracy", "top-1 and top-5 on labelled pictures", "demo"
     ),
     "bench overhead": Command(
-        "splitserve.bench.overhead", "what the service adds to the tail's own time", "plan"
+        "splitserve.bench.overhead", "what the service adds to the tail's own time", "demo"
     ),
     "bench memory": Command(
-        "splitserve.bench.memory", "memory of all plans, time to change the plan", "plan"
+        "splitserve.bench.memory", "memory of all plans, time to change the plan", "demo"
     ),
     "bench borders": Command(
-        "splitserve.bench.borders", "what segment borders cost against fused parts", "plan"
+        "splitserve.bench.borders", "what segment borders cost against fused parts", "demo"
     ),
     "bench footprint": Command(
-        "splitserve.bench.footprint", "modules, memory and start-up time of the agent", "edge"
+        "splitserve.bench.footprint", "modules, memory and start-up time of the agent", "demo"
     ),
     "completion": Command("splitserve.completion", "print a bash completion script", "edge"),
 }
@@ -107,7 +107,8 @@ def _complete(words: list[str]) -> int:
     depth = max(0, len(words) - 1)
     starts = [known.split() for known in COMMANDS]
     candidates = {s[depth] for s in starts if len(s) > depth and s[:depth] == words[:depth]}
-    print(" ".join(sorted(candidates) or (_flags(name) if name else [])))
+    is_flag = bool(words) and words[-1].startswith("-")  # elsewhere the shell offers files
+    print(" ".join(sorted(candidates) or (_flags(name) if name and is_flag else [])))
     return EXIT_DONE
 
 
@@ -120,6 +121,8 @@ def _flags(name: str) -> list[str]:
 def _parse(options: Any, words: list[str]) -> Any:  # noqa: ANN401  # each room has its own Options
     try:
         return CliApp.run(options, cli_args=words)
+    except SettingsError as error:
+        raise UsageError(f"{error}; see: {options.model_config['cli_prog_name']} --help") from error
     except ValidationError as error:
         program = options.model_config["cli_prog_name"]
         lines = [

@@ -59,10 +59,10 @@ def _show(artifact: Artifact) -> None:
         soft_wrap=True,
     )
     table = Table(title="positions and the segments between them")
-    table.add_column("position")
+    table.add_column("position", no_wrap=True)
     table.add_column("egress", overflow="fold")
-    for name in ("raw kB", "MACs before", "next segment", "kB"):
-        table.add_column(name, justify="right")
+    for name in ("raw kB", "MACs", "next", "kB"):
+        table.add_column(name, justify="right", no_wrap=True)
     shares = [0.0, *(cut.macs_share for cut in manifest.cuts), 1.0]
     for position, name in enumerate(manifest.positions):
         specs = manifest.egress(position)
@@ -79,6 +79,4 @@ def _show(artifact: Artifact) -> None:
 
 
 def _specs(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(
-        f"{spec.name} {spec.dtype} {' x '.join(str(size) for size in spec.shape)}" for spec in specs
-    )
+    return ", ".join(f"{spec.name} {spec.dtype} {spec.sizes}" for spec in specs)

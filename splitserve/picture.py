@@ -126,6 +126,20 @@ def _resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
     return np.asarray(cropped, dtype=np.uint8)
 
 
+def read_picture(path: Path, preprocess: Preprocess) -> FloatArray:
+    """Read a picture file as the model's input.
+
+    Raises:
+        PictureError: not a picture; the message names the file.
+    """
+    try:
+        return normalise(decode_picture(path.read_bytes(), preprocess), preprocess)
+    except OSError as error:
+        raise PictureError(f"{path}: {error.strerror}") from error
+    except PictureError as error:
+        raise PictureError(f"{path}: {error}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A part of a picture, in shares of its sides.

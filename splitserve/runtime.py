@@ -7,11 +7,17 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from splitserve.artifact import Artifact
-from splitserve.errors import RuntimeFailureError
-from splitserve.tensors import Array, Tensors
+from splitserve.artifact import Artifact, Manifest
+from splitserve.errors import ArtifactError, RuntimeFailureError
+from splitserve.tensors import DTYPES, Array, Tensors
 
 VERSION = str(ort.__version__)
+
+# What ONNX Runtime calls our dtypes.
+TYPES = {name: f"tensor({name})" for name in DTYPES} | {
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +50,10 @@ class Graph:
             )
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise RuntimeFailureError(f"ONNX Runtime cannot load the graph: {error}") from error
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
-        self.outputs = tuple(value.name for value in self._session.get_outputs())
+        given, made = self._session.get_inputs(), self._session.get_outputs()
+        self.inputs = tuple(value.name for value in given)
+        self.outputs = tuple(value.name for value in made)
+        self.signature = tuple(tuple(_facts(value) for value in values) for values in (given, made))
         self.providers = tuple(self._session.get_providers())
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
@@ -112,12 +120,48 @@ def open_chain(artifact: Artifact, options: RuntimeOptions, fused: Sequence[int]
 
     Raises:
         IntegrityError: a file differs from its hash.
+        ArtifactError: a graph takes or gives something else than the manifest says.
         RuntimeFailureError: ONNX Runtime refuses a segment.
     """
     count = len(artifact.manifest.segments)
     segments = [Graph(artifact.read_segment(index), options) for index in range(count)]
     contents = {position: artifact.read_fused_head(position) for position in fused}
-    return Chain(segments, {p: Graph(head, options) for p, head in contents.items() if head})
+    heads = {p: Graph(head, options) for p, head in contents.items() if head}
+    for index, graph in enumerate(segments):
+        _check(graph, artifact.manifest, index, index + 1)
+    for position, graph in heads.items():
+        _check(graph, artifact.manifest, 0, position)
+    return Chain(segments, heads)
+
+
+Facts = tuple[str, str, tuple[int | None, ...]]
+
+
+def _facts(value: ort.NodeArg) -> Facts:
+    """Name, type and shape of an input or output; None for a free dimension."""
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return value.name, value.type, shape
+
+
+def _check(graph: Graph, manifest: Manifest, start: int, stop: int) -> None:
+    """Compare what a graph takes and gives with what the manifest says of its positions."""
+    wanted = tuple(
+        tuple(
+            (
+                spec.name,
+                TYPES[spec.dtype],
+                tuple(size if isinstance(size, int) else None for size in spec.shape),
+            )
+            for spec in manifest.egress(position)
+        )
+        for position in (start, stop)
+    )
+    if graph.signature != wanted:
+        names = manifest.positions
+        raise ArtifactError(
+            f"the graph from {names[start]} to {names[stop]} does not fit the manifest:"
+            f" it has {graph.signature}, the manifest says {wanted}"
+        )
 
 
 def write_optimised(content: bytes, target: Path) -> None:

@@ -1,10 +1,20 @@
 """Base class of everything an operator may set: one declaration gives flag, variable and check."""
 
 import os
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split(value: object) -> list[str]:
+    """Take comma-separated text apart; the environment gives it whole."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [part.strip() for item in items for part in str(item).split(",") if part.strip()]
+
+
+Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Counts = Annotated[list[Annotated[int, Field(ge=1)]], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):

@@ -41,6 +41,12 @@ class TensorSpec(BaseModel):
             raise ValueError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
         return dtype
 
+    @property
+    def sizes(self) -> str:
+        """Show the shape as `80x14x14`; a free first dimension, the batch, is left out."""
+        is_free = bool(self.shape) and isinstance(self.shape[0], str)
+        return "x".join(str(size) for size in self.shape[1 if is_free else 0 :]) or "scalar"
+
     def elements(self, free: int = 1) -> int:
         """Number of elements when every free dimension is `free`."""
         return math.prod(d if isinstance(d, int) else free for d in self.shape)

@@ -11,14 +11,12 @@ from pydantic_settings import SettingsConfigDict
 from rich.console import Console
 from rich.progress import track
 
+from splitserve.bench.fixture import exported
 from splitserve.errors import UsageError
-from splitserve.picture import decode_picture, normalise
+from splitserve.picture import read_picture
 from splitserve.runtime import Graph, RuntimeOptions
 from splitserve.settings import Settings
 from splitserve.split import load_graph, recipe_of
-from splitserve.split.command_export import CHECKOUT, export
-
-DEFAULT = "efficientnet_lite0"
 
 
 class Options(Settings):
@@ -33,8 +31,10 @@ class Options(Settings):
 
     images: Path
     """Folder with labels.csv."""
-    model: Path = Path("build") / f"{DEFAULT}.onnx"
-    """ONNX file with an embedded recipe; the default is exported when it is missing."""
+    model: Path | None = None
+    """ONNX file with an embedded recipe; by default EfficientNet-Lite0, exported when needed."""
+    build: Path = Path("build")
+    """Folder that keeps the exported model between runs."""
     as_json: bool = False
     """Print one JSON document."""
 
@@ -42,11 +42,10 @@ class Options(Settings):
 def run(options: Options) -> int:
     """Measure and print."""
     console = Console(stderr=True)
-    if not options.model.is_file() and options.model.stem == DEFAULT:
-        with console.status(f"exporting {DEFAULT}"):
-            export(CHECKOUT / DEFAULT, options.model)
     pictures = read_labels(options.images)
-    ranks = _ranks(options.model, pictures, console)
+    with console.status("preparing the model (exported once)"):
+        model = options.model or exported(options.build)
+    ranks = _ranks(model, pictures, console)
     top1, top5 = (float(np.mean([rank < k for rank in ranks])) for k in (1, 5))
     error = float(np.sqrt(top1 * (1 - top1) / len(ranks)))
     result = {"pictures": len(ranks), "top1": top1, "top5": top5, "top1_standard_error": error}
@@ -55,7 +54,7 @@ def run(options: Options) -> int:
         sys.stdout.write("\n")
     else:
         Console().print(
-            f"{options.model.stem} on {options.images.name}: top-1 {top1:.1%} (standard error"
+            f"{model.stem} on {options.images.name}: top-1 {top1:.1%} (standard error"
             f" {error:.1%}), top-5 {top5:.1%}, {len(ranks)} pictures",
             highlight=False,
         )
@@ -90,7 +89,7 @@ def _ranks(model: Path, pictures: Sequence[tuple[Path, int]], console: Console) 
     loaded = Graph(model.read_bytes(), RuntimeOptions())
     ranks = []
     for path, label in track(pictures, "measuring", console=console, transient=True):
-        values = normalise(decode_picture(path.read_bytes(), preprocess), preprocess)
+        values = read_picture(path, preprocess)
         scores = loaded.run({loaded.inputs[0]: values})[loaded.outputs[0]][0]
         ranks.append(int((scores > scores[label]).sum()))
     return ranks

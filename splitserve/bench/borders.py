@@ -37,7 +37,7 @@ class Options(Settings):
     """Runs of each."""
     threads: int = Field(default=1, ge=0)
     """Threads of one run; 0 means all cores."""
-    build: Path = Path("build/bench")
+    build: Path = Path("build")
     """Folder that keeps the model between runs."""
     as_json: bool = False
     """Print one JSON document."""

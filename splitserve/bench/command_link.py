@@ -37,7 +37,7 @@ class Options(Settings):
 def run(options: Options) -> int:
     """Relay until a signal."""
     host, _, port = options.to.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"--to {options.to!r} is no host:port")
     rate_bps = options.rate_mbps * 1e6 if options.rate_mbps else None
     settings = LinkSettings(rate_bps, options.delay_ms / 1e3, options.jitter_ms / 1e3)

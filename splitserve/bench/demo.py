@@ -45,7 +45,7 @@ class Options(Settings):
         cli_prog_name="splitserve demo", env_prefix="SPLITSERVE_DEMO_"
     )
 
-    rate_mbps: float = Field(default=5.85, gt=0, le=10_000)
+    rate_mbps: float = Field(default=5.85, ge=0.1, le=10_000)
     """Rate of the link in either direction, Mbit/s."""
     delay_ms: float = Field(default=10.0, ge=0, le=5000)
     """One-way delay of the link, ms; the round trip is twice this."""
@@ -57,7 +57,7 @@ class Options(Settings):
     """Quality of the cloud-JPEG arm."""
     webp_quality: int = Field(default=80, ge=1, le=100)
     """Quality of the cloud-WebP arm."""
-    build: Path = Path("build/demo")
+    build: Path = Path("build")
     """Folder that keeps the exported model between runs."""
     seed: int = 0
     """Of the views."""
@@ -89,7 +89,6 @@ class Arm:
             "agree": sum(a == b for a, b in zip(got, wanted, strict=True)),
             "requests": len(got),
             "slowdown": median([_slowdown(answer) for answer in self.answers]),
-            "fallbacks": sum(answer["fallback"] is not None for answer in self.answers),
             "stages_s": {
                 stage: median([answer["stages_s"].get(stage, 0.0) for answer in self.answers])
                 for stage in stages
@@ -110,7 +109,8 @@ def run(options: Options) -> int:
     with console.status(f"preparing {MODEL} (exported once)"):
         model, artifact = prepared(options.build)
     settings = LinkSettings(options.rate_mbps * 1e6, options.delay_ms / 1e3)
-    checked = self_test(settings)
+    with console.status("testing the emulated link"):
+        checked = self_test(settings)
     arms = choose_arms(artifact.manifest, options)
     with tempfile.TemporaryDirectory() as folder:
         views = write_views(Path(folder), options.rounds, options.seed)
@@ -168,8 +168,9 @@ def _agents(
 def _ask(agent: Process, path: Path) -> dict[str, Any]:
     agent.say(str(path))
     answer = agent.hear(ANSWER_S)
-    if answer["error"]:
-        raise MeasurementError(f"{path.name}: {answer['error']}")
+    problem = answer["error"] or answer["fallback"]
+    if problem:
+        raise MeasurementError(f"{path.name}: {problem}")
     return answer
 
 
@@ -200,12 +201,17 @@ def _result(
 ) -> dict[str, Any]:
     rows = [arm.summary(wanted) for arm in arms]
     good = [i for i, row in enumerate(rows) if row["agree"] >= AGREEMENT_FLOOR * row["requests"]]
-    winner = min(good, key=lambda index: float(rows[index]["p50_s"]))
+    by_time = sorted(good, key=lambda index: float(rows[index]["p50_s"]))
+    winner = by_time[0]  # the edge alone always agrees, so there is one
     is_split = [arm.cut not in (INPUT, OUTPUT) for arm in arms]
-    rivals = [i for i in good if is_split[i] != is_split[winner]]
-    rival = min(rivals, key=lambda index: float(rows[index]["p50_s"]), default=winner)
+    rival = next((i for i in by_time if is_split[i] != is_split[winner]), winner)
     totals = [[float(answer["total_s"]) for answer in arm.answers] for arm in arms]
     ratio, low, high = ratio_interval(totals[rival], totals[winner], options.seed)
+    tied = [
+        rows[i]["name"]
+        for i in by_time[1:]
+        if ratio_interval(totals[i], totals[winner], options.seed)[1] <= 1
+    ]
     return {
         "link": {
             "rate_mbps": options.rate_mbps,
@@ -230,5 +236,7 @@ def _result(
         "winner": rows[winner]["name"],
         "rival": rows[rival]["name"],
         "is_split": is_split[winner],
+        "tied": tied,
+        "agreement_floor": AGREEMENT_FLOOR,
         "gain": {"ratio": ratio, "low": low, "high": high},
     }

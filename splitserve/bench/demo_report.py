@@ -92,15 +92,20 @@ def _bars(result: Mapping[str, Any]) -> Text:
 
 def _verdict(result: Mapping[str, Any]) -> str:
     gain, winner, rival = result["gain"], result["winner"], result["rival"]
-    requests = result["arms"][0]["requests"]
-    if winner == rival:
-        return f"On this link [bold]{winner}[/] wins."
-    which = (
-        f"{rival}, the better way to do it all on one side"
-        if result["is_split"]
-        else f"{rival}, the best split: on this link, do not split"
-    )
-    return (
-        f"On this link [bold]{winner}[/] wins: {gain['ratio']:.2f} times as fast as {which} (95 %"
-        f" interval {gain['low']:.2f} to {gain['high']:.2f}; {requests} requests each, in turn)."
-    )
+    lines = [
+        f"Of the arms that agree with the unsplit model on at least {result['agreement_floor']:.0%}"
+        f" of the pictures, [bold]{winner}[/] is the fastest on this link"
+        + (f", tied with {' and '.join(result['tied'])}." if result["tied"] else ".")
+    ]
+    if winner != rival:
+        other = (
+            "the better way to do it all on one side" if result["is_split"] else "the best split"
+        )
+        lines.append(
+            f"It is {gain['ratio']:.2f} times as fast as {rival}, {other} (95 % interval"
+            f" {gain['low']:.2f} to {gain['high']:.2f}; {result['arms'][0]['requests']} requests"
+            " each, in turn)."
+        )
+    if not result["is_split"]:
+        lines.append("[bold]Do not split here.[/]")
+    return " ".join(lines)

@@ -9,16 +9,18 @@ from splitserve.split.command_export import CHECKOUT, export
 MODEL = "efficientnet_lite0"
 
 
-def prepared(build: Path) -> tuple[Path, Artifact]:
-    """Export EfficientNet-Lite0 unless a file newer than its recipe is there; split it.
-
-    Returns:
-        The ONNX file, and the artifact with automatically chosen cuts.
-    """
+def exported(build: Path) -> Path:
+    """Return EfficientNet-Lite0 as ONNX, exported unless a file newer than its recipe is there."""
     folder, model = CHECKOUT / MODEL, build / f"{MODEL}.onnx"
     made = [path.stat().st_mtime for path in folder.iterdir()] if folder.is_dir() else [0.0]
     if not model.is_file() or model.stat().st_mtime < max(made):
         export(folder, model)
+    return model
+
+
+def prepared(build: Path) -> tuple[Path, Artifact]:
+    """Return the model, and its artifact with automatically chosen cuts."""
+    model = exported(build)
     graph = load_graph(model)
     cuts = choose_cuts(graph, mark_fused(graph, find_cuts(graph)))
     return model, split_model(graph, cuts, recipe_of(graph.model, MODEL), model, build / "artifact")

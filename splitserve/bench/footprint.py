@@ -21,14 +21,14 @@ TIMEOUT_S = 120
 FOREIGN = ("torch", "onnx", "scipy", "fastapi", "uvicorn")
 
 AGENT = """
-import io, json, pathlib, sys, time
+import io, json, pathlib, resource, sys, time
 started = time.perf_counter()
 from splitserve.cli import main
 import edge_agent.command
 imported = time.perf_counter()
 def rss():
     words = pathlib.Path("/proc/self/statm").read_text().split()
-    return int(words[1]) * 4096
+    return int(words[1]) * resource.getpagesize()
 after_import = rss()
 sink, sys.stdout = sys.stdout, io.StringIO()
 status = main(["agent", "--artifact", sys.argv[1], "--source", sys.argv[2]])
@@ -53,7 +53,7 @@ class Options(Settings):
 
     rounds: int = Field(default=5, ge=1)
     """Fresh processes."""
-    build: Path = Path("build/bench")
+    build: Path = Path("build")
     """Folder that keeps the model between runs."""
     as_json: bool = False
     """Print one JSON document."""

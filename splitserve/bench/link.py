@@ -12,7 +12,9 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from splitserve.errors import MeasurementError
 
@@ -24,6 +26,8 @@ RATE_TOLERANCE = 0.05
 DELAY_TOLERANCE_S = 0.001
 PINGS = 21
 TRIES = 3
+CONNECT_S = 10.0
+ACCEPT_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Link:
         self._up = threading.Event()
         self._up.set()
         self._is_cut = False
+        self._is_closed = False
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._lanes = (_Lane(), _Lane())
@@ -71,6 +76,7 @@ class Link:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_closed = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -95,27 +101,36 @@ class Link:
         self._up.set()
 
     def _accept(self) -> None:
-        while True:
+        while not self._is_closed:
             try:
                 near, _ = self._listener.accept()
-            except OSError:
-                return
-            if self._is_cut:
-                _reset(near)
+            except OSError:  # closed, or out of descriptors for a while
+                time.sleep(ACCEPT_PAUSE_S)
                 continue
-            try:
-                far = socket.create_connection(self._target)
-            except OSError:
-                _reset(near)
-                continue
-            for end in (near, far):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._sockets |= {near, far}
-            for lane, source, sink in ((0, near, far), (1, far, near)):
-                self._pump(self._lanes[lane], source, sink)
+            _spawn(partial(self._connect, near))
 
-    def _pump(self, lane: "_Lane", source: socket.socket, sink: socket.socket) -> None:
+    def _connect(self, near: socket.socket) -> None:
+        if self._is_cut:
+            _reset(near)
+            return
+        try:
+            far = socket.create_connection(self._target, CONNECT_S)
+        except OSError:
+            _reset(near)
+            return
+        far.settimeout(None)
+        for end in (near, far):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self._lock:
+            self._sockets |= {near, far}
+        open_ways = threading.Semaphore(1)
+        for lane, source, sink in ((0, near, far), (1, far, near)):
+            self._pump(self._lanes[lane], source, sink, open_ways)
+
+    def _pump(
+        self, lane: "_Lane", source: socket.socket, sink: socket.socket, ways: threading.Semaphore
+    ) -> None:
+        """Move one direction; whoever ends second closes both sockets."""
         chunks: queue.Queue[tuple[float, bytes]] = queue.Queue(QUEUE_CHUNKS)
 
         def read() -> None:
@@ -128,21 +143,26 @@ class Link:
                 chunks.put((lane.due(len(data), self.settings, self._random), data))
 
         def write() -> None:
-            while True:
+            data = b"?"
+            while data:
                 due, data = chunks.get()
                 time.sleep(max(0.0, due - time.perf_counter()))
                 self._up.wait()
                 try:
-                    if not data:
-                        sink.shutdown(socket.SHUT_WR)
-                        return
-                    sink.sendall(data)
+                    sink.sendall(data) if data else sink.shutdown(socket.SHUT_WR)
                 except OSError:
                     _reset(source)
-                    return
+            if not ways.acquire(blocking=False):
+                self._forget(source, sink)
 
         _spawn(read)
         _spawn(write)
+
+    def _forget(self, *ends: socket.socket) -> None:
+        with self._lock:
+            self._sockets -= set(ends)
+        for end in ends:
+            end.close()
 
     def _chunk_bytes(self) -> int:
         rate = self.settings.rate_bps
@@ -169,8 +189,8 @@ class _Lane:
             return self._last_due
 
 
-def _spawn(target: object) -> None:
-    threading.Thread(target=target, daemon=True).start()  # type: ignore[arg-type]
+def _spawn(target: Callable[[], None]) -> None:
+    threading.Thread(target=target, daemon=True).start()
 
 
 def _reset(end: socket.socket) -> None:

@@ -23,12 +23,12 @@ SWITCH_LIMIT_S = 0.005
 
 # Run in processes of their own: imports and the allocator's history would blur the figures.
 WHOLE = """
-import sys, json, pathlib
+import sys, json, pathlib, resource
 import numpy as np
 from splitserve.runtime import Graph, RuntimeOptions
 def rss():
     words = pathlib.Path("/proc/self/statm").read_text().split()
-    return int(words[1]) * 4096
+    return int(words[1]) * resource.getpagesize()
 before = rss()
 graph = Graph(pathlib.Path(sys.argv[1]).read_bytes(), RuntimeOptions())
 image = np.zeros((1, 3, 224, 224), np.float32)
@@ -37,13 +37,13 @@ for _ in range(5):
 print(json.dumps({"resident_bytes": rss(), "before_bytes": before}))
 """
 PLANS = """
-import sys, json, pathlib, time
+import sys, json, pathlib, resource, time
 import numpy as np
 from splitserve.artifact import load_artifact
 from splitserve.runtime import RuntimeOptions, open_chain
 def rss():
     words = pathlib.Path("/proc/self/statm").read_text().split()
-    return int(words[1]) * 4096
+    return int(words[1]) * resource.getpagesize()
 before = rss()
 artifact = load_artifact(pathlib.Path(sys.argv[1]))
 count = len(artifact.manifest.segments)
@@ -81,7 +81,7 @@ class Options(Settings):
 
     rounds: int = Field(default=5, ge=1)
     """Fresh processes of each kind."""
-    build: Path = Path("build/bench")
+    build: Path = Path("build")
     """Folder that keeps the model between runs."""
     as_json: bool = False
     """Print one JSON document."""

@@ -50,7 +50,7 @@ class Options(Settings):
 
     requests: int = Field(default=200, ge=10)
     """Requests per case and transport."""
-    build: Path = Path("build/bench")
+    build: Path = Path("build")
     """Folder that keeps the model between runs."""
     as_json: bool = False
     """Print one JSON document."""

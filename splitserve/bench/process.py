@@ -3,11 +3,14 @@
 import contextlib
 import json
 import select
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from splitserve.errors import MeasurementError
@@ -93,12 +96,30 @@ class Process:
 
 @contextlib.contextmanager
 def running(*words: str) -> Iterator[Process]:
-    """Start a command; end it whatever happens."""
-    process = Process(words)
+    """Start a command; end it whatever happens, SIGTERM included."""
+    with _sigterm_raises():
+        process = Process(words)
+        try:
+            yield process
+        finally:
+            process.stop()
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that every child is ended; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
-        yield process
+        yield
     finally:
-        process.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
-from splitserve.settings import Settings
+from splitserve.settings import Names, Settings
 from splitserve.split.cuts import choose_cuts, find_cuts, mark_fused
 from splitserve.split.extract import split_model
 from splitserve.split.graph import load_graph
@@ -28,7 +28,7 @@ class Options(Settings):
     """ONNX file."""
     output: Path = Path("artifact")
     """Folder to write."""
-    cuts: list[str] = Field(default_factory=list)
+    cuts: Names = Field(default_factory=list)
     """Tensor names, comma-separated; `all` takes every cut. Left out, the useful ones are found."""
     recipe: Path | None = None
     """recipe.toml with preprocessing and labels; by default what the ONNX file carries."""

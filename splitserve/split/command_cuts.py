@@ -13,7 +13,6 @@ from rich.table import Table
 from splitserve.settings import Settings
 from splitserve.split.cuts import CutCandidate, choose_cuts, find_cuts, mark_fused
 from splitserve.split.graph import GraphView, load_graph
-from splitserve.tensors import TensorSpec
 
 
 class Options(Settings):
@@ -61,14 +60,14 @@ def _show(path: Path, graph: GraphView, cuts: list[CutCandidate], chosen: set[st
         title=f"{escape(path.name)}: {len(cuts)} single-tensor cuts, {graph.macs / 1e6:.0f} MMAC"
     )
     table.add_column("cut", no_wrap=True)
-    for name in ("shape", "elements", "raw kB", "MACs before"):
+    for name in ("shape", "elements", "raw kB", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("note", no_wrap=True)
     for cut in cuts:
-        note = "chosen" if cut.tensor.name in chosen else "inside a kernel" if cut.is_fused else ""
+        note = "chosen" if cut.tensor.name in chosen else "fused" if cut.is_fused else ""
         table.add_row(
             escape(cut.tensor.name),
-            shape_text(cut.tensor),
+            cut.tensor.sizes,
             f"{cut.tensor.elements():,}",
             f"{cut.tensor.raw_bytes() / 1e3:,.1f}",
             f"{cut.macs_share:.1%}",
@@ -77,13 +76,7 @@ def _show(path: Path, graph: GraphView, cuts: list[CutCandidate], chosen: set[st
         )
     Console().print(table)
     Console(stderr=True).print(
-        "chosen: what `splitserve split` takes by itself. inside a kernel: ONNX Runtime fuses this"
-        " tensor away; cutting there is legal and slower.",
+        "chosen: what `splitserve split` takes by itself. fused: this tensor lies inside what ONNX"
+        " Runtime runs as one kernel; cutting there is legal and slower.",
         style="dim",
     )
-
-
-def shape_text(spec: TensorSpec) -> str:
-    """Show a shape as `80x14x14`; a free first dimension is left out."""
-    sizes = spec.shape[1:] if isinstance(spec.shape[0], str) else spec.shape
-    return "x".join(str(size) for size in sizes)

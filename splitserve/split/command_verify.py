@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -17,8 +16,8 @@ from rich.table import Table
 
 from splitserve.artifact import Artifact, Preprocess, load_artifact
 from splitserve.errors import UsageError
-from splitserve.picture import decode_picture, list_pictures, normalise
-from splitserve.settings import Settings
+from splitserve.picture import list_pictures, read_picture
+from splitserve.settings import Counts, Settings
 from splitserve.split.cuts import find_cuts
 from splitserve.split.graph import GraphView, load_graph
 from splitserve.split.recipe import recipe_of
@@ -45,7 +44,7 @@ class Options(Settings):
     """The ONNX file that the artifact was made from."""
     images: Path | None = None
     """Folder of pictures to compare on; without it, seeded random inputs are used."""
-    batch: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 3], min_length=1)
+    batch: Counts = Field(default=[1, 3], min_length=1)
     """Batch sizes, comma-separated; a model with a fixed batch is run at that one."""
     as_json: bool = False
     """Print one JSON document."""
@@ -104,9 +103,7 @@ def load_pictures(folder: Path, preprocess: Preprocess, count: int) -> list[Arra
         UsageError: no picture in the folder.
     """
     paths = list_pictures(folder)
-    values = [
-        normalise(decode_picture(p.read_bytes(), preprocess), preprocess) for p in paths[:count]
-    ]
+    values = [read_picture(path, preprocess) for path in paths[:count]]
     return [values[index % len(values)] for index in range(count)]
 
 

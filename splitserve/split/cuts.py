@@ -50,7 +50,7 @@ def find_cuts(graph: GraphView) -> list[CutCandidate]:
         done += node.macs
         if not node.is_constant:
             live.update(name for name in node.outputs if name in last_use)
-        live = {name for name in live if last_use[name] > index}
+        live.difference_update(name for name in node.inputs if last_use.get(name) == index)
         if len(live) == 1 and not live & seen:
             name = next(iter(live))
             seen.add(name)

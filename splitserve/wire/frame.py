@@ -83,7 +83,7 @@ class Timings:
 
     Args:
         queue_s: from the complete frame to the start of work.
-        decode_s: frame and codec.
+        decode_s: the codec.
         compute_s: the tail.
         load: share of the service's execution slots in use, 0 to 1.
         batch: requests that ran together.

@@ -110,7 +110,14 @@ def test_second_word_of_a_group_completes_to_its_commands(capsys: Capture) -> No
     assert complete(["bench", ""], capsys) == group
 
 
-@pytest.mark.parametrize("words", [["split", ""], ["split", "model.onnx", "--cuts", "a", "--"]])
+@pytest.mark.parametrize("words", [["split", ""], ["split", "--output", "a"]])
+def test_other_words_are_left_to_the_shell_which_offers_files(
+    words: list[str], capsys: Capture
+) -> None:
+    assert complete(words, capsys) == []
+
+
+@pytest.mark.parametrize("words", [["split", "-"], ["split", "model.onnx", "--cuts", "a", "--"]])
 def test_further_words_complete_to_the_flags(words: list[str], capsys: Capture) -> None:
     assert complete(words, capsys) == [
         "--as-json", "--cuts", "--help", "--json", "--output", "--recipe", "-h", "-o",

@@ -1,17 +1,21 @@
 """Segments run from any position to any, and what ONNX Runtime refuses."""
 
 import itertools
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 from graphs import tiny_net
 
-from splitserve.artifact import load_artifact
-from splitserve.errors import RuntimeFailureError
+from splitserve.artifact import Artifact, load_artifact
+from splitserve.errors import ArtifactError, RuntimeFailureError
 from splitserve.runtime import Chain, Graph, RuntimeOptions, open_chain, write_optimised
 from splitserve.tensors import Tensors
 
@@ -122,7 +126,7 @@ def test_loading_and_running_prints_nothing(tiny_artifact: Path) -> None:
     script = (
         "import sys, numpy\n"
         "from pathlib import Path\n"
-        "from splitserve.artifact import load_artifact\n"
+        "from splitserve.artifact import Artifact, load_artifact\n"
         "from splitserve.runtime import RuntimeOptions, open_chain\n"
         "chain = open_chain(load_artifact(Path(sys.argv[1])), RuntimeOptions())\n"
         "chain.run({'image': numpy.zeros((1, 3, 32, 32), numpy.float32)}, 0, len(chain))\n"
@@ -130,3 +134,40 @@ def test_loading_and_running_prints_nothing(tiny_artifact: Path) -> None:
     words = [sys.executable, "-W", "error", "-c", script, str(tiny_artifact)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> Artifact:
+    """The artifact with another manifest over the same files."""
+    path = folder / "manifest.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+    return load_artifact(folder)
+
+
+def rename_output(fields: dict[str, Any]) -> None:
+    fields["outputs"][0]["name"] = "nope"
+
+
+def shorten_output(fields: dict[str, Any]) -> None:
+    fields["outputs"][0]["shape"] = ["batch", 3]
+
+
+def change_dtype(fields: dict[str, Any]) -> None:
+    fields["cuts"][0]["egress"][0]["dtype"] = "float16"
+
+
+def swap_heads(fields: dict[str, Any]) -> None:
+    fields["cuts"][2]["fused_head"] = fields["cuts"][1]["fused_head"]
+
+
+@pytest.mark.parametrize("change", [rename_output, shorten_output, change_dtype, swap_heads])
+def test_graphs_that_do_not_fit_the_manifest_are_refused(
+    lite0_artifact: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(lite0_artifact, folder)
+    open_chain(load_artifact(folder), RuntimeOptions(threads=1), fused=[3])
+    artifact = rewritten(folder, change)
+    with pytest.raises(ArtifactError, match="does not fit the manifest"):
+        open_chain(artifact, RuntimeOptions(threads=1), fused=[3])

@@ -2,9 +2,12 @@
 
 import pytest
 from pydantic import ValidationError
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import CliApp, SettingsConfigDict
 
+from splitserve.cli import main
 from splitserve.settings import Settings
+from splitserve.split.command import Options as SplitOptions
+from splitserve.split.command_verify import Options as VerifyOptions
 
 
 class Sample(Settings):
@@ -52,3 +55,19 @@ def test_settings_are_frozen() -> None:
 
 def test_docstring_of_a_field_is_its_help() -> None:
     assert Sample.model_fields["budget_s"].description == "Seconds."
+
+
+def test_lists_take_commas_from_flags_and_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["model.onnx", "--cuts", "a,b", "--cuts", "c"]
+    assert CliApp.run(SplitOptions, cli_args=words).cuts == ["a", "b", "c"]
+    monkeypatch.setenv("SPLITSERVE_SPLIT_CUTS", "block5, block11")
+    assert CliApp.run(SplitOptions, cli_args=["model.onnx"]).cuts == ["block5", "block11"]
+    monkeypatch.setenv("SPLITSERVE_VERIFY_BATCH", "1,4")
+    assert CliApp.run(VerifyOptions, cli_args=["model.onnx"]).batch == [1, 4]
+
+
+@pytest.mark.parametrize("text", ["[", "one", "0", ""])
+def test_a_list_that_is_none_is_a_usage_error(text: str) -> None:
+    assert main(["verify", "model.onnx", "--batch", text]) == 2

@@ -20,6 +20,7 @@ def arm(name, cut, seconds, classes):
             "bytes_up": 100,
             "fallback": None,
             "stages_s": {"head": value / 2, "network": value / 2},
+            "native_s": value / 8,
         }
         for value, index in zip(seconds, classes, strict=True)
     ]
@@ -30,6 +31,7 @@ def test_arm_summary_counts_agreement_and_takes_medians():
     row = arm("a", "output", [0.1, 0.3, 0.2], [1, 2, 3]).summary([1, 2, 9])
     assert (row["agree"], row["requests"], row["p50_s"]) == (2, 3, 0.2)
     assert row["stages_s"] == {"head": 0.1, "network": 0.1}
+    assert row["slowdown"] == 4
 
 
 def test_demo_takes_the_last_three_cuts_with_work_left(lite0_artifact):
@@ -86,12 +88,16 @@ def test_report_names_the_winner_and_says_when_not_to_split(winner):
         "rival": "edge only",
         "is_split": winner.startswith("split"),
         "gain": {"ratio": 2.0, "low": 1.9, "high": 2.1},
+        "tied": [],
+        "agreement_floor": 0.9,
     }
     stream = io.StringIO()
     print_report(result, Console(file=stream, width=100))
     text = " ".join(stream.getvalue().split())
-    assert f"{winner} wins: 2.00 times as fast as edge only" in text
-    assert ("do not split" in text) == (winner == "cloud, WebP")
+    assert f"{winner} is the fastest on this link." in text
+    assert "2.00 times as fast as edge only" in text
+    assert "at least 90% of the pictures" in text
+    assert ("Do not split" in text) == (winner == "cloud, WebP")
     assert "3 of 3" in text
     assert "espresso 90%" in text
 
@@ -109,7 +115,6 @@ def test_demo_runs_end_to_end_and_labels_are_right(capsys, tmp_path):
         assert picture["is_right"]["split at block5"], picture["labels"]["split at block5"]
     for row in result["arms"]:
         assert row["requests"] == len(SAMPLES)
-        assert row["fallbacks"] == 0
     edge = result["arms"][0]
     assert (edge["agree"], edge["bytes_up"]) == (edge["requests"], 0)
     assert result["link"]["measured_rate_mbps"] == pytest.approx(50, rel=0.05)

@@ -2,6 +2,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +145,16 @@ def test_link_without_a_service_behind_it_resets():
         address = server.getsockname()
     with Link(address, LinkSettings()) as link, socket.create_connection(link.address) as client:
         assert is_dead(client)
+
+
+def test_connections_that_end_give_their_descriptors_back(echo):
+    with Link(echo, LinkSettings()) as link:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(60):
+            with socket.create_connection(link.address) as client:
+                client.sendall(b"once")
+                assert receive(client, 4) == b"once"
+        deadline = time.perf_counter() + 10
+        while len(list(Path("/proc/self/fd").iterdir())) > before + 10:
+            assert time.perf_counter() < deadline, "descriptors leak"
+            time.sleep(0.01)
