@@ -129,7 +129,7 @@ def run(options: Options) -> int:
 async def _serve(options: Options) -> int:
     artifact = load_artifact(options.artifact)
     chain = await asyncio.to_thread(open_chain, artifact, RuntimeOptions(threads=options.threads))
-    tail = Tail(artifact, chain, options.max_elements)
+    tail = Tail(artifact, chain, max_elements=options.max_elements)
     await asyncio.to_thread(tail.warm_up)
     scheduler = Scheduler(options.workers, options.waiting)
     service = Service(tail, scheduler, _limits(options))

@@ -31,6 +31,7 @@ class Tail:
         self,
         artifact: Artifact,
         chain: Chain,
+        *,
         max_elements: int = MAX_ELEMENTS,
         max_batch: int = 64,
     ) -> None:

@@ -37,7 +37,7 @@ from edge_agent.head import Head
 from edge_agent.loop import Agent
 from splitserve.artifact import Artifact
 from splitserve.codec import CODECS, Codec, RawCodec, build_codec
-from splitserve.errors import SplitServeError
+from splitserve.errors import CodecError, ContractError, WireError
 from splitserve.runtime import Chain, RuntimeOptions, open_chain
 from splitserve.split import choose_cuts, find_cuts, load_graph, mark_fused, recipe_of, split_model
 from splitserve.tensors import Array
@@ -105,7 +105,7 @@ class Corpus:
 
 def make_corpus(artifact: Artifact, chain: Chain) -> Corpus:
     """Collect requests at every cut with every codec, and the replies to them."""
-    tail = Tail(artifact, chain, MAX_BATCH)
+    tail = Tail(artifact, chain, max_batch=MAX_BATCH)
     spec = artifact.manifest.inputs[0]
     requests = []
     for batch in (1, 3):
@@ -267,7 +267,7 @@ class Ends:
     def __init__(self, artifact: Artifact, chain: Chain) -> None:
         self._limits = Limits()
         self._scheduler = Scheduler(workers=1, waiting=8)
-        tail = Tail(artifact, chain, MAX_BATCH)
+        tail = Tail(artifact, chain, max_batch=MAX_BATCH)
         self._service = Service(tail, self._scheduler, self._limits)
         self._agent = Agent(Head(artifact, chain), None, None, deadline_s=1.0)
 
@@ -277,7 +277,7 @@ class Ends:
     async def _decode(self, data: bytes) -> str:
         try:
             return type(decode_frame(data, self._limits)).__name__
-        except SplitServeError as error:
+        except WireError as error:
             return type(error).__name__
 
     async def _answer(self, data: bytes) -> str:
@@ -291,7 +291,7 @@ class Ends:
             if isinstance(frame, Reply):
                 self._agent._outputs(frame)
             return type(frame).__name__
-        except SplitServeError as error:
+        except (WireError, CodecError, ContractError) as error:
             return type(error).__name__
 
     async def close(self) -> None:
