@@ -1,7 +1,6 @@
 """`splitserve bench footprint`: what the agent's process imports, weighs and waits for."""
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,11 +12,11 @@ from rich.console import Console
 
 from splitserve.bench.fixture import prepared
 from splitserve.bench.measure import median
+from splitserve.bench.process import measured
 from splitserve.bench.samples import write_views
 from splitserve.errors import MeasurementError
 from splitserve.settings import Settings
 
-TIMEOUT_S = 120
 FOREIGN = ("torch", "onnx", "scipy", "fastapi", "uvicorn")
 
 AGENT = """
@@ -64,7 +63,7 @@ def run(options: Options) -> int:
     _, artifact = prepared(options.build)
     with tempfile.TemporaryDirectory() as folder:
         write_views(Path(folder), rounds=1, seed=0)
-        rows = [_child(artifact.root, folder) for _ in range(options.rounds)]
+        rows = [_agent(artifact.root, folder) for _ in range(options.rounds)]
     foreign = sorted({name for row in rows for name in row["foreign"]})
     names = ("import_s", "import_bytes", "resident_bytes", "total_s", "modules")
     result = {name: median([row[name] for row in rows]) for name in names}
@@ -82,17 +81,8 @@ def run(options: Options) -> int:
     return 3 if foreign else 0
 
 
-def _child(artifact: Path, pictures: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", AGENT, str(artifact), pictures, ",".join(FOREIGN)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode:
-        raise MeasurementError(f"the agent's process failed: {done.stderr.strip()[-300:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
+def _agent(artifact: Path, pictures: str) -> dict[str, Any]:
+    result = measured(AGENT, str(artifact), pictures, ",".join(FOREIGN))
     if result["status"]:
         raise MeasurementError(f"the agent ended with status {result['status']}")
     return result

@@ -1,10 +1,8 @@
 """`splitserve bench memory`: all plans of an artifact against the unsplit model."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -14,10 +12,9 @@ from rich.progress import track
 
 from splitserve.bench.fixture import prepared
 from splitserve.bench.measure import median
-from splitserve.errors import MeasurementError
+from splitserve.bench.process import measured
 from splitserve.settings import Settings
 
-TIMEOUT_S = 120
 LIMIT = 1.3
 SWITCH_LIMIT_S = 0.005
 
@@ -93,8 +90,8 @@ def run(options: Options) -> int:
     console = Console(stderr=True)
     whole, plans = [], []
     for _ in track(range(options.rounds), "measuring", console=console, transient=True):
-        whole.append(_child(WHOLE, model))
-        plans.append(_child(PLANS, artifact.root))
+        whole.append(measured(WHOLE, str(model)))
+        plans.append(measured(PLANS, str(artifact.root)))
     unsplit, every = (median([r["resident_bytes"] for r in rows]) for rows in (whole, plans))
     grown = [
         median([r["resident_bytes"] - r["before_bytes"] for r in rows]) for rows in (whole, plans)
@@ -125,17 +122,3 @@ def run(options: Options) -> int:
             highlight=False,
         )
     return 0 if result["ratio"] <= LIMIT and result["switch_p99_s"] <= SWITCH_LIMIT_S else 3
-
-
-def _child(code: str, argument: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(argument)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode:
-        raise MeasurementError(f"a measuring process failed: {done.stderr.strip()[-300:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result

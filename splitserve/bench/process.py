@@ -17,6 +17,7 @@ from splitserve.errors import MeasurementError
 
 START_S = 60.0
 STOP_S = 10.0
+MEASURE_S = 120.0
 
 
 class Process:
@@ -130,3 +131,22 @@ def running_service(artifact: Path, *flags: str) -> Iterator[tuple[Process, str,
         url = str(process.hear(START_S)["url"])
         host, _, port = url.removeprefix("http://").rpartition(":")
         yield process, host, int(port)
+
+
+def measured(code: str, *arguments: str) -> dict[str, Any]:
+    """Run Python code in a fresh process and read the JSON document it prints.
+
+    Raises:
+        MeasurementError: the process failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=MEASURE_S,
+        check=False,
+    )
+    if done.returncode:
+        raise MeasurementError(f"a measuring process failed: {done.stderr.strip()[-300:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result

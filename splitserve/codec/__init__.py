@@ -53,7 +53,7 @@ def build_codec(name: str, quality: int | None = None) -> Codec:
     if issubclass(kind, JpegCodec | WebpCodec):
         if quality is not None and not 1 <= quality <= 100:
             raise UsageError(f"--quality {quality} is not 1 to 100")
-        return kind() if quality is None else kind(quality)
+        return kind(quality)
     if quality is not None:
         raise UsageError(f"--quality is for jpeg and webp; codec {name!r} has none")
     return kind()

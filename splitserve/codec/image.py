@@ -13,11 +13,18 @@ JPEG_SCANS_LIMIT = 64  # a scan of 12 bytes costs a pass over the picture; encod
 
 
 class _PictureCodec:
-    """Pixels (1, height, width, 3), uint8, RGB, as a file of one picture format."""
+    """Pixels (1, height, width, 3), uint8, RGB, as a file of one picture format.
+
+    Args:
+        quality: 1 to 100, None for the format's default.
+    """
 
     takes_pixels: ClassVar[bool] = True
     picture_format: ClassVar[PictureFormat]
-    quality: int
+    default_quality: ClassVar[int]
+
+    def __init__(self, quality: int | None = None) -> None:
+        self.quality = self.default_quality if quality is None else quality
 
     def encode(self, tensor: Array) -> bytes:
         """Compress one picture.
@@ -46,33 +53,21 @@ class _PictureCodec:
 
 
 class JpegCodec(_PictureCodec):
-    """JPEG, 4:2:0.
-
-    Args:
-        quality: 1 to 100.
-    """
+    """JPEG, 4:2:0."""
 
     name: ClassVar[str] = "jpeg"
     number: ClassVar[int] = 3
     picture_format: ClassVar[PictureFormat] = "JPEG"
-
-    def __init__(self, quality: int = 90) -> None:
-        self.quality = quality
+    default_quality: ClassVar[int] = 90
 
 
 class WebpCodec(_PictureCodec):
-    """Lossy WebP.
-
-    Args:
-        quality: 1 to 100.
-    """
+    """Lossy WebP."""
 
     name: ClassVar[str] = "webp"
     number: ClassVar[int] = 4
     picture_format: ClassVar[PictureFormat] = "WEBP"
-
-    def __init__(self, quality: int = 80) -> None:
-        self.quality = quality
+    default_quality: ClassVar[int] = 80
 
 
 def _check(shape: tuple[int, ...], dtype: str) -> None:
