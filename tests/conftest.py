@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 from graphs import write_tiny
 
@@ -17,6 +18,11 @@ from splitserve.split import (
     split_model,
 )
 from splitserve.split.command_export import CHECKOUT, export
+
+# Developers explore; a run of CI is the same each time, so that it judges the change alone.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 PICTURES = ("coffee.png", "camera.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg")
 

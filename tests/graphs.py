@@ -109,7 +109,7 @@ def random_dag(seed: int) -> onnx.ModelProto:
     """Make a model of up to 24 nodes on (2,) tensors.
 
     It has one to three inputs and outputs, weights and Constant nodes, nodes of weights alone,
-    nodes with two outputs, and nodes that no output depends on.
+    nodes with two outputs, Ifs whose branches capture tensors, and nodes that no output depends on.
     """
     rng = random.Random(seed)
     inputs = [f"x{index}" for index in range(rng.randint(1, 3))]
@@ -129,6 +129,8 @@ def random_dag(seed: int) -> onnx.ModelProto:
             nodes.append(helper.make_node("TopK", [sources[0], "k"], [f"t{index}", f"i{index}"]))
             nodes.append(helper.make_node("Cast", [f"i{index}"], [f"u{index}"], to=1))
             tensors.append(f"u{index}")
+        elif rng.random() < 0.2:
+            nodes.append(choice(f"t{index}", "flag", sources, sources[:1]))
         else:
             nodes.append(helper.make_node("Sum", sources, [f"t{index}"]))
     made = [name for name in tensors if name not in inputs]
@@ -137,8 +139,33 @@ def random_dag(seed: int) -> onnx.ModelProto:
         nodes,
         [floats(name, [2]) for name in inputs],
         [floats(name, [2]) for name in outputs],
-        [weight("w", np.full(2, 0.5, np.float32)), numpy_helper.from_array(np.array([2]), "k")],
+        [
+            weight("w", np.full(2, 0.5, np.float32)),
+            numpy_helper.from_array(np.array([2]), "k"),
+            numpy_helper.from_array(np.array(seed % 2 == 0), "flag"),
+        ],
     )
+
+
+def choice(name: str, flag: str, then: list[str], otherwise: list[str]) -> onnx.NodeProto:
+    """Make an If whose branches sum tensors of the graph around it, captured by name."""
+    bodies = [
+        helper.make_graph(
+            [helper.make_node("Sum", sources, [f"{name}.{side}"])],
+            f"{name}.{side}",
+            [],
+            [floats(f"{name}.{side}", [2])],
+        )
+        for side, sources in (("then", then), ("else", otherwise))
+    ]
+    return helper.make_node("If", [flag], [name], then_branch=bodies[0], else_branch=bodies[1])
+
+
+def read_by(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, the captures of branches without branches of their own included."""
+    inside = [inner for attribute in node.attribute for inner in attribute.g.node]
+    made = {name for inner in inside for name in inner.output}
+    return {*node.input, *(name for inner in inside for name in inner.input)} - made
 
 
 def reordered(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
@@ -147,7 +174,7 @@ def reordered(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     known |= {value.name for value in model.graph.initializer}
     left, order = list(model.graph.node), []
     while left:
-        node = rng.choice([node for node in left if known.issuperset(node.input)])
+        node = rng.choice([node for node in left if known.issuperset(read_by(node))])
         left.remove(node)
         order.append(node)
         known.update(node.output)

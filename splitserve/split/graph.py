@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+from pydantic import ValidationError
 
 from splitserve.errors import GraphError, UsageError
 from splitserve.tensors import DTYPES, TensorSpec
@@ -28,10 +29,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operation; `macs` are its multiply-adds for batch 1."""
+    """One operation; `macs` are its multiply-adds for batch 1.
+
+    Control flow is one node: an If counts its dearer branch, the body of a loop counts once.
+    """
 
     op: str
     inputs: tuple[str, ...]
+    """What it reads, the names that its bodies capture from outside included."""
     outputs: tuple[str, ...]
     macs: int
     is_constant: bool
@@ -90,8 +95,8 @@ def view(model: onnx.ModelProto) -> GraphView:
     """Build the view of a parsed model.
 
     Raises:
-        GraphError: control flow, local functions, sparse initialisers, an opset below 11, a
-            foreign operator domain, no input, or a graph that ONNX cannot infer shapes for.
+        GraphError: local functions, sparse initialisers, an opset below 11, a foreign operator
+            domain, no input, or a graph that ONNX cannot infer shapes for.
     """
     _refuse_unsupported(model)
     try:
@@ -113,7 +118,7 @@ def view(model: onnx.ModelProto) -> GraphView:
         model=model,
         inputs=tuple(specs[value.name] for value in inputs),
         outputs=tuple(specs[value.name] for value in model.graph.output),
-        nodes=_nodes(model, _shapes(concrete.graph), initialisers),
+        nodes=_nodes(concrete.graph, initialisers),
         specs=specs,
     )
 
@@ -126,17 +131,51 @@ def _refuse_unsupported(model: onnx.ModelProto) -> None:
         )
     if model.functions:
         raise GraphError(f"the model holds a local function ({model.functions[0].name})")
-    if model.graph.sparse_initializer:
+    _refuse_parts(model.graph)
+
+
+def _refuse_parts(graph: onnx.GraphProto) -> None:
+    if graph.sparse_initializer:
         raise GraphError("the model holds sparse initialisers")
-    for index, node in enumerate(model.graph.node):
-        what = f"node {node.name or index} ({node.op_type})"
-        if any(
-            a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-            for a in node.attribute
-        ):
-            raise GraphError(f"{what}: control flow with a subgraph cannot be split yet")
+    for index, node in enumerate(graph.node):
         if node.domain not in STANDARD_DOMAINS:
+            what = f"node {node.name or index} ({node.op_type})"
             raise GraphError(f"{what}: operator domain {node.domain!r} is not one we may load")
+        for body in _bodies(node):
+            _refuse_parts(body)
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Subgraphs of a control-flow node."""
+    return [
+        body
+        for attribute in node.attribute
+        for body in ((attribute.g,) if attribute.HasField("g") else attribute.graphs)
+    ]
+
+
+def _reads(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Names that a node reads: its inputs, and what its bodies capture from the scopes around."""
+    names = dict.fromkeys(name for name in node.input if name)
+    for body in _bodies(node):
+        names.update(dict.fromkeys(_captures(body)))
+    return tuple(names)
+
+
+def _captures(body: onnx.GraphProto) -> list[str]:
+    """Names that a body takes from the scopes around it, in the order of use."""
+    made = {value.name for value in (*body.input, *body.initializer)}
+    captured = []
+    for node in body.node:
+        captured += [name for name in _reads(node) if name not in made]
+        made.update(node.output)
+    return captured + [value.name for value in body.output if value.name not in made]
+
+
+def _is_random(node: onnx.NodeProto) -> bool:
+    """Whether two copies of a node would give different values."""
+    inside = (inner for body in _bodies(node) for inner in body.node)
+    return node.op_type in RANDOM or any(_is_random(inner) for inner in inside)
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -174,7 +213,10 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec | None:
         dim.dim_value if dim.dim_value > 0 else dim.dim_param or f"{value.name}.{axis}"
         for axis, dim in enumerate(kind.shape.dim)
     )
-    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(dims))
+    try:
+        return TensorSpec(name=value.name, dtype=dtype, shape=tuple(dims))
+    except ValidationError as error:  # a damaged file may hold bytes where text belongs
+        raise GraphError(f"the name or shape of tensor {value.name!r} is damaged") from error
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
@@ -186,15 +228,14 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
     return shapes
 
 
-def _nodes(
-    model: onnx.ModelProto, shapes: Mapping[str, Shape], initialisers: set[str]
-) -> tuple[Node, ...]:
-    constant, alive = set(initialisers), _alive(model.graph)
+def _nodes(graph: onnx.GraphProto, initialisers: set[str]) -> tuple[Node, ...]:
+    shapes = _shapes(graph)
+    constant, alive = set(initialisers), _alive(graph)
     nodes = []
-    for index, proto in enumerate(model.graph.node):
-        inputs = tuple(name for name in proto.input if name)
+    for index, proto in enumerate(graph.node):
+        inputs = _reads(proto)
         outputs = tuple(name for name in proto.output if name)
-        is_constant = proto.op_type not in RANDOM and constant.issuperset(inputs)
+        is_constant = not _is_random(proto) and constant.issuperset(inputs)
         constant.update(outputs if is_constant else ())
         macs = 0 if is_constant or index not in alive else _macs(proto, shapes)
         nodes.append(Node(proto.op_type, inputs, outputs, macs, is_constant, index not in alive))
@@ -207,12 +248,20 @@ def _alive(graph: onnx.GraphProto) -> set[int]:
     for index in reversed(range(len(graph.node))):
         if needed.intersection(name for name in graph.node[index].output if name):
             alive.add(index)
-            needed.update(graph.node[index].input)
+            needed.update(_reads(graph.node[index]))
     return alive
+
+
+def _body_macs(body: onnx.GraphProto, shapes: Mapping[str, Shape]) -> int:
+    inside = {**shapes, **_shapes(body)}
+    return sum(_macs(node, inside) for node in body.node)
 
 
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
     """Multiply-adds of one node; 0 for operations that multiply nothing by weights."""
+    bodies = _bodies(node)
+    if bodies:
+        return max(_body_macs(body, shapes) for body in bodies)
     out = shapes.get(node.output[0], ())
     if node.op_type in WEIGHT_INPUT:
         weight = shapes.get(node.input[WEIGHT_INPUT[node.op_type]], ())

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import floats, model_of, random_dag, reordered, tiny_net, weight
-from onnx import helper
+from graphs import choice, floats, model_of, random_dag, read_by, reordered, tiny_net, weight
+from onnx import helper, numpy_helper
 
 from splitserve.errors import UsageError
 from splitserve.split import choose_cuts, find_cuts, load_graph, mark_fused
@@ -21,7 +21,7 @@ def reached(model: onnx.ModelProto, starts: set[str], without: str = "") -> set[
         new = {
             name
             for node in model.graph.node
-            if seen.intersection(node.input)
+            if seen.intersection(read_by(node))
             for name in node.output
         } - seen - {without}  # fmt: skip
         if not new:
@@ -60,6 +60,7 @@ def test_random_graphs_are_worth_testing_on() -> None:
     assert sum(any(node.is_dead for node in view(model).nodes) for model in models) > 50
     assert sum(len(model.graph.input) > 1 for model in models) > 50
     assert sum(len(model.graph.output) > 1 for model in models) > 50
+    assert sum(any(node.op_type == "If" for node in model.graph.node) for model in models) > 50
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -191,3 +192,31 @@ def test_chosen_cuts_of_lite0_are_its_narrow_places(lite0: Path) -> None:
         ("block1", 75_264), ("block3", 31_360), ("block5", 15_680), ("block11", 9_408),
         ("pool", 1_280),
     ]  # fmt: skip
+
+
+def test_a_tensor_that_a_branch_captures_crosses_the_cuts_before_it() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        choice("d", "flag", ["a"], ["c"]),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    flag = numpy_helper.from_array(np.array(True), "flag")
+    model = model_of(nodes, [floats("x", [2])], [floats("y", [2])], [flag])
+    assert names(model) == ["a", "d"]  # at b and at c, `a` would have to travel too
+
+
+def test_captures_of_nested_branches_count() -> None:
+    inner = choice("inner", "flag", ["a"], ["b"])
+    body = helper.make_graph([inner], "outer", [], [floats("inner", [2])])
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("If", ["flag"], ["c"], then_branch=body, else_branch=body),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    flag = numpy_helper.from_array(np.array(True), "flag")
+    model = model_of(nodes, [floats("x", [2])], [floats("y", [2])], [flag])
+    assert names(model) == ["a", "c"]
+    assert set(view(model).nodes[2].inputs) == {"flag", "a", "b"}

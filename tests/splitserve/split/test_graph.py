@@ -80,7 +80,6 @@ def inputless_model() -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (if_model(), r"node choice \(If\): control flow with a subgraph"),
         (function_model(), r"local function \(Twice\)"),
         (sparse_model(), "sparse initialisers"),
         (relu_model(opset=10), "opset 10; splitserve reads opset 11"),
@@ -89,7 +88,7 @@ def inputless_model() -> onnx.ModelProto:
         (sequence_model(), "y: not a dense tensor"),
         (inputless_model(), "no input"),
     ],
-    ids=["if", "function", "sparse", "opset", "domain", "bfloat16", "sequence", "inputless"],
+    ids=["function", "sparse", "opset", "domain", "bfloat16", "sequence", "inputless"],
 )
 def test_model_that_cannot_be_split_is_refused_with_its_reason(
     tmp_path: Path, model: onnx.ModelProto, reason: str

@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import floats, model_of
+from graphs import choice, floats, model_of, weight, write_model
 from onnx import helper, numpy_helper
 
 from splitserve.artifact import load_artifact
-from splitserve.split import compare_cuts, find_cuts, load_graph, recipe_of
+from splitserve.split import (
+    Recipe,
+    compare_cuts,
+    find_cuts,
+    load_graph,
+    recipe_of,
+    split_model,
+)
 from splitserve.split.command_verify import load_pictures
 from splitserve.split.graph import view
 from splitserve.split.verify import TOLERANCE, CutError, compare_artifact, relative_error
@@ -118,3 +125,35 @@ def test_relative_error_is_the_difference_over_the_largest_magnitude(
     wanted: Array, got: Array, error: float
 ) -> None:
     assert relative_error(wanted, got) == pytest.approx(error, nan_ok=True)
+
+
+def branching_net() -> onnx.ModelProto:
+    """A net whose If takes a branch by the data, and reads a tensor from far before it."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["early"]),
+        helper.make_node("Mul", ["early", "w"], ["middle"]),
+        helper.make_node("ReduceSum", ["middle"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "limit"], ["flag"]),
+        choice("chosen", "flag", ["early", "middle"], ["middle"]),
+        helper.make_node("Neg", ["chosen"], ["late"]),
+        helper.make_node("Exp", ["late"], ["y"]),
+    ]
+    weights = [
+        weight("w", np.array([0.5, 2], np.float32)),
+        numpy_helper.from_array(np.float32(1), "limit"),
+    ]
+    return model_of(nodes, [floats("x", [2])], [floats("y", [2])], weights)
+
+
+@pytest.mark.parametrize("value", [-1.0, 3.0], ids=["else", "then"])
+def test_a_net_with_an_if_recomposes_bit_for_bit_in_either_branch(
+    tmp_path: Path, value: float
+) -> None:
+    path = write_model(branching_net(), tmp_path / "if.onnx")
+    graph = load_graph(path)
+    cuts = find_cuts(graph)
+    assert [cut.tensor.name for cut in cuts] == ["early", "chosen", "late"]
+    inputs = [{"x": np.array([value, value], np.float32)}]
+    assert all(error.is_good for error in compare_cuts(graph, cuts, inputs))
+    artifact = split_model(graph, cuts, Recipe(name="if"), path, tmp_path / "artifact")
+    assert all(error.is_good for error in compare_artifact(graph, artifact, inputs))
