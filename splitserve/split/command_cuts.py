@@ -59,7 +59,7 @@ def _show(path: Path, graph: GraphView, cuts: list[CutCandidate], chosen: set[st
     table = Table(
         title=f"{escape(path.name)}: {len(cuts)} single-tensor cuts, {graph.macs / 1e6:.0f} MMAC"
     )
-    table.add_column("cut", no_wrap=True)
+    table.add_column("cut", overflow="fold")
     for name in ("shape", "elements", "raw kB", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("note", no_wrap=True)

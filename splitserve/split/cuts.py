@@ -13,6 +13,8 @@ from splitserve.runtime import write_optimised
 from splitserve.split.graph import GraphView
 from splitserve.tensors import TensorSpec
 
+QUANTISE = "QuantizeLinear"
+
 
 @dataclass(frozen=True, slots=True)
 class CutCandidate:
@@ -75,13 +77,15 @@ def mark_fused(graph: GraphView, cuts: Sequence[CutCandidate]) -> list[CutCandid
     """Find out which cuts lie inside what ONNX Runtime runs as one kernel.
 
     The runtime writes the graph as its hardware-independent fusions leave it; a tensor that is
-    gone from there was fused away.
+    gone from there was fused away. A quantiser's output is the border of an integer kernel, also
+    where the runtime gives it another name.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         write_optimised(graph.model.SerializeToString(), path)
         optimised = onnx.load(str(path)).graph
     kept = {name for node in optimised.node for name in node.output}
+    kept.update(name for node in graph.nodes if node.op == QUANTISE for name in node.outputs)
     return [replace(cut, is_fused=cut.tensor.name not in kept) for cut in cuts]
 
 
@@ -90,9 +94,10 @@ def choose_cuts(
 ) -> list[CutCandidate]:
     """Pick cuts by tensor name, or those worth having.
 
-    Without names: a cut is kept when its tensor is smaller than the input and than every tensor
-    cut before it, for a later and larger tensor loses in work and in bytes alike. Fused tensors
-    are passed over.
+    Without names: a cut is kept when its tensor has fewer bytes than the input and than every
+    tensor cut before it, for a later and larger tensor loses in work and in bytes alike; of
+    several of one shape the last is kept. Fused tensors are passed over, and so is what comes
+    before any work.
 
     Raises:
         UsageError: a name that is no single-tensor cut.
@@ -109,10 +114,17 @@ def choose_cuts(
 
 
 def _record_lows(graph: GraphView, cuts: Sequence[CutCandidate]) -> list[CutCandidate]:
-    smallest = sum(spec.elements() for spec in graph.inputs)
-    chosen = []
+    smallest = sum(spec.raw_bytes() for spec in graph.inputs)
+    chosen: list[CutCandidate] = []
     for cut in cuts:
-        if cut.tensor.elements() < smallest and not cut.is_fused:
-            smallest = cut.tensor.elements()
-            chosen.append(cut)
+        if (
+            cut.tensor.raw_bytes() >= smallest
+            or cut.is_fused
+            or (graph.macs and not cut.macs_share)
+        ):
+            continue
+        smallest = cut.tensor.raw_bytes()
+        if chosen and chosen[-1].tensor.shape == cut.tensor.shape:
+            chosen.pop()  # the same features in fewer bytes: behind the quantiser of a QDQ model
+        chosen.append(cut)
     return chosen

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
@@ -92,12 +93,14 @@ def load_graph(path: Path) -> GraphView:
 
 
 def view(model: onnx.ModelProto) -> GraphView:
-    """Build the view of a parsed model.
+    """Build the view of a parsed model; local functions are written out in place.
 
     Raises:
-        GraphError: local functions, sparse initialisers, an opset below 11, a foreign operator
-            domain, no input, or a graph that ONNX cannot infer shapes for.
+        GraphError: sparse initialisers, an opset below 11, a foreign operator domain, no input,
+            or a graph that ONNX cannot infer shapes for.
     """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
     _refuse_unsupported(model)
     try:
         symbolic = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -129,8 +132,6 @@ def _refuse_unsupported(model: onnx.ModelProto) -> None:
             f"opset {_opset(model)}; splitserve reads opset {OPSET_MIN} and newer"
             " (onnx.version_converter can raise it)"
         )
-    if model.functions:
-        raise GraphError(f"the model holds a local function ({model.functions[0].name})")
     _refuse_parts(model.graph)
 
 

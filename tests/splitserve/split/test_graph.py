@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from splitserve.errors import GraphError, UsageError
+from splitserve.runtime import Graph, RuntimeOptions
 from splitserve.split.graph import load_graph, view
 
 
@@ -80,7 +81,6 @@ def inputless_model() -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (function_model(), r"local function \(Twice\)"),
         (sparse_model(), "sparse initialisers"),
         (relu_model(opset=10), "opset 10; splitserve reads opset 11"),
         (foreign_model(), r"node secret \(Decode\): operator domain 'acme'"),
@@ -88,7 +88,7 @@ def inputless_model() -> onnx.ModelProto:
         (sequence_model(), "y: not a dense tensor"),
         (inputless_model(), "no input"),
     ],
-    ids=["function", "sparse", "opset", "domain", "bfloat16", "sequence", "inputless"],
+    ids=["sparse", "opset", "domain", "bfloat16", "sequence", "inputless"],
 )
 def test_model_that_cannot_be_split_is_refused_with_its_reason(
     tmp_path: Path, model: onnx.ModelProto, reason: str
@@ -254,3 +254,13 @@ def test_weights_in_a_file_of_their_own_are_read(tmp_path: Path) -> None:
     (tmp_path / "w.bin").unlink()
     with pytest.raises(GraphError, match=r"w\.bin"):
         load_graph(path)
+
+
+def test_local_functions_are_written_out_and_compute_the_same(tmp_path: Path) -> None:
+    path = write_model(function_model(), tmp_path / "model.onnx")
+    graph = load_graph(path)
+    assert [node.op for node in graph.nodes] == ["Relu"]
+    feeds = {"x": np.array([-1, 2, -3, 4], np.float32)}
+    written_out = Graph(graph.model.SerializeToString(), RuntimeOptions(threads=1))
+    whole = Graph(path.read_bytes(), RuntimeOptions(threads=1))
+    np.testing.assert_array_equal(written_out.run(feeds)["y"], whole.run(feeds)["y"])

@@ -10,13 +10,16 @@ import onnx
 import pytest
 from graphs import choice, floats, model_of, weight, write_model
 from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from splitserve.artifact import load_artifact
 from splitserve.split import (
     Recipe,
+    choose_cuts,
     compare_cuts,
     find_cuts,
     load_graph,
+    mark_fused,
     recipe_of,
     split_model,
 )
@@ -156,4 +159,35 @@ def test_a_net_with_an_if_recomposes_bit_for_bit_in_either_branch(
     inputs = [{"x": np.array([value, value], np.float32)}]
     assert all(error.is_good for error in compare_cuts(graph, cuts, inputs))
     artifact = split_model(graph, cuts, Recipe(name="if"), path, tmp_path / "artifact")
+    assert all(error.is_good for error in compare_artifact(graph, artifact, inputs))
+
+
+class Noise(CalibrationDataReader):
+    """Four seeded batches of noise for the quantiser."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        shape = (1, 3, 32, 32)
+        self._batches = iter(
+            [{"image": generator.standard_normal(shape).astype(np.float32)} for _ in range(4)]
+        )
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._batches, None)
+
+
+def test_a_quantised_net_is_cut_between_quantise_and_dequantise(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "quantised.onnx"
+    quantize_static(str(tiny_model), str(path), Noise(), quant_format=QuantFormat.QDQ)
+    graph = load_graph(path)
+    cuts = mark_fused(graph, find_cuts(graph))
+    chosen = choose_cuts(graph, cuts)
+    assert len(chosen) >= 2
+    assert {cut.tensor.dtype for cut in chosen} <= {"uint8", "int8"}
+    image = np.random.default_rng(1).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    inputs: list[Tensors] = [{"image": image[:1]}, {"image": image}]
+    assert all(error.is_good for error in compare_cuts(graph, cuts, inputs))
+    artifact = split_model(graph, chosen, Recipe(name="quantised"), path, tmp_path / "artifact")
     assert all(error.is_good for error in compare_artifact(graph, artifact, inputs))
