@@ -237,6 +237,11 @@ def _result(
         "rival": rows[rival]["name"],
         "is_split": is_split[winner],
         "tied": tied,
+        "faster_but_below_floor": [
+            row["name"]
+            for index, row in enumerate(rows)
+            if index not in good and row["p50_s"] < rows[winner]["p50_s"]
+        ],
         "agreement_floor": AGREEMENT_FLOOR,
         "gain": {"ratio": ratio, "low": low, "high": high},
     }

@@ -89,6 +89,7 @@ def test_report_names_the_winner_and_says_when_not_to_split(winner):
         "is_split": winner.startswith("split"),
         "gain": {"ratio": 2.0, "low": 1.9, "high": 2.1},
         "tied": [],
+        "faster_but_below_floor": [] if winner == "cloud, WebP" else ["cloud, WebP"],
         "agreement_floor": 0.9,
     }
     stream = io.StringIO()
@@ -98,6 +99,8 @@ def test_report_names_the_winner_and_says_when_not_to_split(winner):
     assert "2.00 times as fast as edge only" in text
     assert "at least 90% of the pictures" in text
     assert ("Do not split" in text) == (winner == "cloud, WebP")
+    is_below = winner != "cloud, WebP"
+    assert ("cloud, WebP is faster but agrees on 3 of 3 only." in text) == is_below
     assert "3 of 3" in text
     assert "espresso 90%" in text
 
