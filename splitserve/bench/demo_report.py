@@ -97,11 +97,6 @@ def _verdict(result: Mapping[str, Any]) -> str:
         f" of the pictures, [bold]{winner}[/] is the fastest on this link"
         + (f", tied with {' and '.join(result['tied'])}." if result["tied"] else ".")
     ]
-    arms = {row["name"]: row for row in result["arms"]}
-    lines += [
-        f"{name} is faster but agrees on {arms[name]['agree']} of {arms[name]['requests']} only."
-        for name in result["faster_but_below_floor"]
-    ]
     if winner != rival:
         other = (
             "the better way to do it all on one side" if result["is_split"] else "the best split"
@@ -113,4 +108,9 @@ def _verdict(result: Mapping[str, Any]) -> str:
         )
     if not result["is_split"]:
         lines.append("[bold]Do not split here.[/]")
+    arms = {row["name"]: row for row in result["arms"]}
+    lines += [
+        f"{name} is faster but agrees on {arms[name]['agree']} of {arms[name]['requests']} only."
+        for name in result["faster_but_below_floor"]
+    ]
     return " ".join(lines)
