@@ -54,9 +54,7 @@ class Tail:
                         f" {self._max_elements} (--max-elements)"
                     )
             zeros = {
-                spec.name: np.zeros(
-                    [d if isinstance(d, int) else 1 for d in spec.shape], spec.dtype
-                )
+                spec.name: np.zeros(spec.concrete(), spec.dtype)
                 for spec in self.artifact.manifest.egress(position)
             }
             self._chain.run(zeros, position, len(self._chain))

@@ -75,9 +75,6 @@ class Head:
             )
         self.artifact = artifact
         self._preprocess = manifest.preprocess
-        height, width = self._preprocess.crop
-        is_nchw = self._preprocess.layout == "NCHW"
-        self.input_shape = (1, 3, height, width) if is_nchw else (1, height, width, 3)
         self._chain = chain
         self._slowdown = slowdown
 
@@ -93,6 +90,11 @@ class Head:
                 f"codec {codec.name} carries pictures; it needs --cut input, not {cut}"
             )
         return Plan(cut, position, codec)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the input that one picture becomes."""
+        return self._preprocess.shape
 
     def is_local(self, plan: Plan) -> bool:
         """Whether the plan answers on the device alone."""
@@ -135,7 +137,7 @@ class Head:
             after a first one that pays for allocations.
         """
         spec = self.artifact.manifest.inputs[0]
-        blank = np.zeros([d if isinstance(d, int) else 1 for d in spec.shape], spec.dtype)
+        blank = np.zeros(spec.concrete(), spec.dtype)
         self._chain.run({spec.name: blank}, 0, plan.position)
         count = len(self._chain)
         runs = []

@@ -150,6 +150,12 @@ class Manifest(_Part):
         """Names of all positions: the input, the cuts in order, the output."""
         return (INPUT, *(cut.name for cut in self.cuts), OUTPUT)
 
+    @property
+    def files(self) -> tuple[Segment, ...]:
+        """Everything that lies beside the manifest: the segments, then the fused heads."""
+        heads = (cut.fused_head for cut in self.cuts)
+        return (*self.segments, *(head for head in heads if head))
+
     def position(self, name: str) -> int:
         """Number of the position called `name`.
 
@@ -282,8 +288,6 @@ def write_artifact(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -
 def _files(root: Path) -> set[str]:
     """Names of the files that a folder's manifest lists; none where there is no manifest."""
     try:
-        manifest = load_artifact(root).manifest
+        return {segment.file for segment in load_artifact(root).manifest.files}
     except ArtifactError:
         return set()
-    heads = [cut.fused_head for cut in manifest.cuts if cut.fused_head]
-    return {segment.file for segment in (*manifest.segments, *heads)}

@@ -74,8 +74,7 @@ def _show(artifact: Artifact) -> None:
         share = f"{shares[position]:.1%}"
         table.add_row(escape(name), escape(_specs(specs)), f"{raw:,.1f}", share, file, size)
     console.print(table)
-    files = len(manifest.segments) + sum(cut.fused_head is not None for cut in manifest.cuts)
-    console.print(f"[green]all {files} files match their hashes[/]")
+    console.print(f"[green]all {len(manifest.files)} files match their hashes[/]")
 
 
 def _specs(specs: tuple[TensorSpec, ...]) -> str:

@@ -47,9 +47,13 @@ class TensorSpec(BaseModel):
         is_free = bool(self.shape) and isinstance(self.shape[0], str)
         return "x".join(str(size) for size in self.shape[1 if is_free else 0 :]) or "scalar"
 
+    def concrete(self, free: int = 1) -> tuple[int, ...]:
+        """Shape when every free dimension is `free`."""
+        return tuple(size if isinstance(size, int) else free for size in self.shape)
+
     def elements(self, free: int = 1) -> int:
         """Number of elements when every free dimension is `free`."""
-        return math.prod(d if isinstance(d, int) else free for d in self.shape)
+        return math.prod(self.concrete(free))
 
     def raw_bytes(self, free: int = 1) -> int:
         """Bytes of the tensor as it lies in memory, free dimensions being `free`."""

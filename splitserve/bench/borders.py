@@ -49,8 +49,8 @@ def run(options: Options) -> int:
     graph, settings = load_graph(model), RuntimeOptions(threads=options.threads)
     chain = open_chain(artifact, settings)
     spec = artifact.manifest.inputs[0]
-    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
-    image = {spec.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    noise = np.random.default_rng(0).standard_normal(spec.concrete())
+    image = {spec.name: noise.astype(np.float32)}
     count, rows, names = len(chain), [], artifact.manifest.positions
     console = Console(stderr=True)
     for position in track(range(1, count + 1), "measuring", console=console, transient=True):

@@ -23,7 +23,7 @@ from splitserve.bench.measure import median, p95, ratio_interval
 from splitserve.bench.process import Process, running, running_service
 from splitserve.bench.samples import Sample, write_views
 from splitserve.errors import MeasurementError
-from splitserve.picture import decode_picture, normalise
+from splitserve.picture import read_picture
 from splitserve.runtime import Graph, RuntimeOptions
 from splitserve.settings import Settings
 
@@ -186,8 +186,7 @@ def _unsplit(model: Path, manifest: Manifest, views: Sequence[tuple[Sample, Path
     graph = Graph(model.read_bytes(), RuntimeOptions())
     classes = []
     for _, path in views:
-        pixels = decode_picture(path.read_bytes(), manifest.preprocess)
-        outputs = graph.run({manifest.inputs[0].name: normalise(pixels, manifest.preprocess)})
+        outputs = graph.run({manifest.inputs[0].name: read_picture(path, manifest.preprocess)})
         classes.append(int(np.argmax(outputs[manifest.outputs[0].name][0])))
     return classes
 

@@ -39,10 +39,10 @@ def _labels(result: Mapping[str, Any]) -> Table:
     table = Table(title="What each arm calls the pictures")
     table.add_column("picture", no_wrap=True)
     names = [row["name"] for row in result["arms"]]
-    table.add_column("edge only")
-    table.add_column(result["winner"] if result["winner"] != names[0] else names[-1])
-    table.add_column("arms that are right", justify="right")
     shown = [names[0], result["winner"] if result["winner"] != names[0] else names[-1]]
+    for name in shown:
+        table.add_column(name)
+    table.add_column("arms that are right", justify="right")
     for picture in result["pictures"]:
         cells = [
             f"{picture['labels'][name]['name']} {picture['labels'][name]['score']:.0%}"

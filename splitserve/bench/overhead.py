@@ -22,7 +22,7 @@ from splitserve.bench.measure import median, p95
 from splitserve.bench.process import running_service
 from splitserve.codec import build_codec
 from splitserve.errors import MeasurementError
-from splitserve.runtime import RuntimeOptions, open_chain
+from splitserve.runtime import Chain, RuntimeOptions, open_chain
 from splitserve.settings import Settings
 from splitserve.wire import (
     CONTENT_TYPE,
@@ -60,7 +60,8 @@ def run(options: Options) -> int:
     """Measure and print."""
     _, artifact = prepared(options.build)
     console = Console(stderr=True)
-    cases = [(cut, codec, _sections(artifact, cut, codec)) for cut, codec in CASES]
+    chain = open_chain(artifact, RuntimeOptions())
+    cases = [(cut, codec, _sections(artifact, chain, cut, codec)) for cut, codec in CASES]
     samples: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     with running_service(artifact.root) as (_, host, port):
         client = http.client.HTTPConnection(host, port, timeout=30)
@@ -77,14 +78,13 @@ def run(options: Options) -> int:
     return 0
 
 
-def _sections(artifact: Artifact, cut: str, codec: str) -> tuple[Section, ...]:
+def _sections(artifact: Artifact, chain: Chain, cut: str, codec: str) -> tuple[Section, ...]:
     """Encode the features of noise at a cut."""
     manifest = artifact.manifest
     spec = manifest.inputs[0]
-    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
-    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal(spec.concrete()).astype(np.float32)
     position = manifest.position(cut)
-    features = open_chain(artifact, RuntimeOptions()).run({spec.name: noise}, 0, position)
+    features = chain.run({spec.name: noise}, 0, position)
     arrays = [features[egress.name] for egress in manifest.egress(position)]
     return tuple(Section(array.shape, build_codec(codec).encode(array)) for array in arrays)
 

@@ -60,7 +60,7 @@ def run(options: Options) -> int:
         _refuse_other_interface(graph, artifact)
         inputs = _inputs(graph, artifact.manifest.preprocess, options)
         steps: Iterable[CutError] = compare_artifact(graph, artifact, inputs)
-        heads = sum(cut.fused_head is not None for cut in artifact.manifest.cuts)
+        heads = len(artifact.manifest.files) - len(artifact.manifest.segments)
         count = len(inputs) * (1 + heads)
     else:
         graph = load_graph(options.target)
@@ -111,7 +111,7 @@ def _random(graph: GraphView, batch: int) -> Tensors:
     generator = np.random.default_rng(SEED)
     values = {}
     for spec in graph.inputs:
-        shape = [size if isinstance(size, int) else batch for size in spec.shape]
+        shape = spec.concrete(batch)
         dtype = DTYPES[spec.dtype]
         values[spec.name] = (
             generator.standard_normal(shape).astype(dtype)

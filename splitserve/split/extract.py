@@ -80,9 +80,8 @@ def split_model(
     """
     writer = _Writer(graph, cuts)
     segments = tuple(writer.part(f"s{i}.onnx", i, i + 1) for i in range(len(cuts) + 1))
-    heads = [writer.part(f"h{i}.onnx", 0, i) for i in range(1, len(cuts) + 1)]
     limit = FUSED_HEAD_SHARE * sum(segment.bytes for segment in segments)
-    kept = [head if i and head.bytes <= limit else None for i, head in enumerate(heads)]
+    heads = _fused_heads(writer, len(cuts), limit)
     try:
         manifest = Manifest(
             model=ModelFacts(
@@ -101,7 +100,7 @@ def split_model(
                     macs_share=round(cut.macs_share, 6),
                     fused_head=head,
                 )
-                for cut, head in zip(cuts, kept, strict=True)
+                for cut, head in zip(cuts, heads, strict=True)
             ),
             preprocess=recipe.preprocess,
             labels=recipe.labels,
@@ -110,9 +109,22 @@ def split_model(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise UsageError(f"{source} with recipe {recipe.name!r}: {first['msg']}") from error
-    stored = {segment.file for segment in (*segments, *kept) if segment}
-    files = {name: content for name, content in writer.contents.items() if name in stored}
+    files = {segment.file: writer.contents[segment.file] for segment in manifest.files}
     return write_artifact(target, manifest, files)
+
+
+def _fused_heads(writer: "_Writer", count: int, limit: float) -> list[Segment | None]:
+    """Heads in one piece up to a size; the first cut's head is segment 0 already.
+
+    Heads only grow along the cuts, so none is written after the first that is too large.
+    """
+    heads: list[Segment | None] = [None] * count
+    for index in range(1, count):
+        head = writer.part(f"h{index + 1}.onnx", 0, index + 1)
+        if head.bytes > limit:
+            break
+        heads[index] = head
+    return heads
 
 
 class _Writer:
