@@ -1,10 +1,8 @@
 """`splitserve serve`: load, warm up, answer, drain."""
 
 import asyncio
-import json
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -21,6 +19,7 @@ from cloud_service.tail import MAX_ELEMENTS, Tail
 from splitserve.artifact import load_artifact
 from splitserve.errors import UsageError
 from splitserve.logs import configure_logging
+from splitserve.output import print_document
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.settings import Settings
 from splitserve.wire import Limits
@@ -151,9 +150,7 @@ async def _serve(options: Options) -> int:
     name = artifact.manifest.model.name
 
     def announce() -> None:
-        json.dump({"url": url, "artifact_id": artifact.id.hex(), "model": name}, sys.stdout)
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        print_document({"url": url, "artifact_id": artifact.id.hex(), "model": name})
         logger.info("ready", extra={"url": url, "providers": list(chain.providers)})
 
     server = DrainingServer(config, service, options, announce)

@@ -1,7 +1,5 @@
 """`splitserve inspect`: show what an artifact holds."""
 
-import json
-import sys
 from pathlib import Path
 
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
@@ -10,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from splitserve.artifact import Artifact, load_artifact
+from splitserve.output import print_document
 from splitserve.settings import Settings
 from splitserve.tensors import TensorSpec
 
@@ -35,8 +34,7 @@ def run(options: Options) -> int:
         artifact.read_fused_head(index)
     if options.as_json:
         manifest = artifact.manifest.model_dump(mode="json")
-        json.dump({"id": artifact.id.hex(), "manifest": manifest}, sys.stdout)
-        sys.stdout.write("\n")
+        print_document({"id": artifact.id.hex(), "manifest": manifest})
     else:
         _show(artifact)
     return 0

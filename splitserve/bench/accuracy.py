@@ -1,8 +1,6 @@
 """`splitserve bench accuracy`: top-1 and top-5 of a model on labelled pictures."""
 
 import csv
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from rich.progress import track
 
 from splitserve.bench.fixture import exported
 from splitserve.errors import UsageError
+from splitserve.output import print_document
 from splitserve.picture import read_picture
 from splitserve.runtime import Graph, RuntimeOptions
 from splitserve.settings import Settings
@@ -50,8 +49,7 @@ def run(options: Options) -> int:
     error = float(np.sqrt(top1 * (1 - top1) / len(ranks)))
     result = {"pictures": len(ranks), "top1": top1, "top5": top5, "top1_standard_error": error}
     if options.as_json:
-        json.dump(result, sys.stdout)
-        sys.stdout.write("\n")
+        print_document(result)
     else:
         Console().print(
             f"{model.stem} on {options.images.name}: top-1 {top1:.1%} (standard error"

@@ -1,7 +1,5 @@
 """`splitserve bench borders`: what segment borders cost against heads and tails in one piece."""
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from splitserve.bench.fixture import prepared
 from splitserve.bench.measure import median, p95
+from splitserve.output import print_document
 from splitserve.runtime import Graph, RuntimeOptions, open_chain
 from splitserve.settings import Settings
 from splitserve.split import extract, load_graph
@@ -87,8 +86,7 @@ def _row(name: str, pair: tuple[Call, Call], rounds: int) -> dict[str, str | flo
 
 def _report(rows: list[dict[str, str | float]], options: Options) -> None:
     if options.as_json:
-        json.dump({"threads": options.threads, "rounds": options.rounds, "rows": rows}, sys.stdout)
-        sys.stdout.write("\n")
+        print_document({"threads": options.threads, "rounds": options.rounds, "rows": rows})
         return
     table = Table(title=f"{options.rounds} runs each, in turn, threads {options.threads or 'all'}")
     table.add_column("part", no_wrap=True)

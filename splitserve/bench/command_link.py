@@ -1,14 +1,13 @@
 """`splitserve link`: stand between an agent and a service as a slow link."""
 
-import json
 import signal
-import sys
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from splitserve.bench.link import Link, LinkSettings, self_test
 from splitserve.errors import UsageError
+from splitserve.output import print_document
 from splitserve.settings import Settings
 
 
@@ -46,7 +45,6 @@ def run(options: Options) -> int:
     with Link((host, int(port)), settings, port=options.port) as link:
         address = {"url": f"http://{link.address[0]}:{link.address[1]}"}
         measured = {"round_trip_s": checked.round_trip_s, "rate_bps": checked.rate_bps}
-        sys.stdout.write(json.dumps(address | measured) + "\n")
-        sys.stdout.flush()
+        print_document(address | measured)
         signal.sigwait((signal.SIGTERM, signal.SIGINT))
     return 0

@@ -1,8 +1,6 @@
 """`splitserve demo`: the main job on one machine, every way to run it over one emulated link."""
 
 import contextlib
-import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from splitserve.bench.measure import median, p95, ratio_interval
 from splitserve.bench.process import Process, running, running_service
 from splitserve.bench.samples import Sample, write_views
 from splitserve.errors import MeasurementError
+from splitserve.output import print_document
 from splitserve.picture import read_picture
 from splitserve.runtime import Graph, RuntimeOptions
 from splitserve.settings import Settings
@@ -128,8 +127,7 @@ def run(options: Options) -> int:
                     progress.advance(task)
     result = _result(options, checked, arms, wanted, views)
     if options.as_json:
-        json.dump(result, sys.stdout)
-        sys.stdout.write("\n")
+        print_document(result)
     else:
         print_report(result, Console())
     return 0

@@ -1,7 +1,5 @@
 """`splitserve bench footprint`: what the agent's process imports, weighs and waits for."""
 
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from splitserve.bench.measure import median
 from splitserve.bench.process import measured
 from splitserve.bench.samples import write_views
 from splitserve.errors import MeasurementError
+from splitserve.output import print_document
 from splitserve.settings import Settings
 
 FOREIGN = ("torch", "onnx", "scipy", "fastapi", "uvicorn")
@@ -68,8 +67,7 @@ def run(options: Options) -> int:
     names = ("import_s", "import_bytes", "resident_bytes", "total_s", "modules")
     result = {name: median([row[name] for row in rows]) for name in names}
     if options.as_json:
-        json.dump(result | {"foreign": foreign, "rounds": options.rounds}, sys.stdout)
-        sys.stdout.write("\n")
+        print_document(result | {"foreign": foreign, "rounds": options.rounds})
     else:
         Console().print(
             f"import {result['import_s'] * 1e3:.0f} ms, {result['modules']:.0f} modules; resident"

@@ -1,7 +1,5 @@
 """`splitserve bench memory`: all plans of an artifact against the unsplit model."""
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from rich.progress import track
 from splitserve.bench.fixture import prepared
 from splitserve.bench.measure import median
 from splitserve.bench.process import measured
+from splitserve.output import print_document
 from splitserve.settings import Settings
 
 LIMIT = 1.3
@@ -108,8 +107,7 @@ def run(options: Options) -> int:
         "rounds": options.rounds,
     }
     if options.as_json:
-        json.dump(result, sys.stdout)
-        sys.stdout.write("\n")
+        print_document(result)
     else:
         Console().print(
             f"unsplit session {unsplit / 1e6:.0f} MB, all plans {every / 1e6:.0f} MB:"

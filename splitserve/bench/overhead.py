@@ -1,9 +1,7 @@
 """`splitserve bench overhead`: what the service adds to the tail's own compute time."""
 
 import http.client
-import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from splitserve.bench.measure import median, p95
 from splitserve.bench.process import running_service
 from splitserve.codec import build_codec
 from splitserve.errors import MeasurementError
+from splitserve.output import print_document
 from splitserve.runtime import Chain, RuntimeOptions, open_chain
 from splitserve.settings import Settings
 from splitserve.wire import (
@@ -133,8 +132,7 @@ def _row(cut: str, codec: str, transport: str, samples: list[dict[str, float]]) 
 
 def _report(rows: list[dict[str, Any]], options: Options) -> None:
     if options.as_json:
-        json.dump({"rows": rows}, sys.stdout)
-        sys.stdout.write("\n")
+        print_document({"rows": rows})
         return
     table = Table(
         title=f"Service overhead over loopback, ms; batch 1, {options.requests} requests each"

@@ -1,13 +1,12 @@
 """`splitserve split`: cut a model into an artifact."""
 
-import json
-import sys
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
+from splitserve.output import print_document
 from splitserve.settings import Names, Settings
 from splitserve.split.cuts import choose_cuts, find_cuts, mark_fused
 from splitserve.split.extract import split_model
@@ -50,8 +49,7 @@ def run(options: Options) -> int:
     names = artifact.manifest.positions
     if options.as_json:
         result = {"artifact": str(artifact.root), "id": artifact.id.hex(), "positions": names}
-        json.dump(result, sys.stdout)
-        sys.stdout.write("\n")
+        print_document(result)
         return 0
     Console(stderr=True).print(
         f"{options.output}: {len(artifact.manifest.segments)} segments, id {artifact.id.hex()}\n"

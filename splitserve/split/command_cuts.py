@@ -1,7 +1,5 @@
 """`splitserve cuts`: list every single-tensor cut of an ONNX model."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from splitserve.output import print_document
 from splitserve.settings import Settings
 from splitserve.split.cuts import CutCandidate, choose_cuts, find_cuts, mark_fused
 from splitserve.split.graph import GraphView, load_graph
@@ -35,8 +34,7 @@ def run(options: Options) -> int:
     chosen = {cut.tensor.name for cut in choose_cuts(graph, cuts)}
     if options.as_json:
         rows = [_row(cut, chosen) for cut in cuts]
-        json.dump({"model": str(options.model), "macs": graph.macs, "cuts": rows}, sys.stdout)
-        sys.stdout.write("\n")
+        print_document({"model": str(options.model), "macs": graph.macs, "cuts": rows})
     else:
         _show(options.model, graph, cuts, chosen)
     return 0

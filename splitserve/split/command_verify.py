@@ -1,7 +1,5 @@
 """`splitserve verify`: prove that tail(head(x)) equals model(x)."""
 
-import json
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from splitserve.artifact import Artifact, Preprocess, load_artifact
 from splitserve.errors import UsageError
+from splitserve.output import print_document
 from splitserve.picture import list_pictures, read_picture
 from splitserve.settings import Counts, Settings
 from splitserve.split.cuts import find_cuts
@@ -126,8 +125,7 @@ def _report(errors: list[CutError], options: Options) -> None:
     worst = max((error.relative for error in errors), default=0.0)
     if options.as_json:
         rows = [asdict(error) | {"is_good": error.is_good} for error in errors]
-        json.dump({"compared": len(errors), "good": good, "worst": worst, "rows": rows}, sys.stdout)
-        sys.stdout.write("\n")
+        print_document({"compared": len(errors), "good": good, "worst": worst, "rows": rows})
         return
     table = Table(title=escape(str(options.target)))
     table.add_column("cut", overflow="fold")

@@ -12,7 +12,8 @@ import splitserve.cli
 DEVICE = {"torch", "onnx", "scipy", "fastapi", "uvicorn"}
 FLOORS = (
     "splitserve.artifact", "splitserve.cli", "splitserve.codec", "splitserve.errors",
-    "splitserve.inspect", "splitserve.logs", "splitserve.picture", "splitserve.runtime",
+    "splitserve.inspect", "splitserve.logs",
+    "splitserve.output", "splitserve.picture", "splitserve.runtime",
     "splitserve.settings", "splitserve.tensors", "splitserve.wire",
 )  # fmt: skip
 
