@@ -4,16 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 IMAGES ?=
+WEIGHTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fmt check slim bench bench-accuracy fuzz clean
+.PHONY: help setup demo test fmt check slim bench bench-accuracy verify-models fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 setup: $(STAMP)  ## install everything for development into .venv
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py splitserve/codec/rans.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
@@ -51,6 +52,10 @@ bench: $(STAMP)  ## the slow measurements behind the figures in docs/
 bench-accuracy: $(STAMP)  ## top-1 and top-5 on labelled pictures: make bench-accuracy IMAGES=DIR
 	@test -n "$(IMAGES)" || { echo "name a folder with labels.csv: make bench-accuracy IMAGES=DIR"; exit 2; }
 	$(BIN)/splitserve bench accuracy --images $(IMAGES)
+
+verify-models: $(STAMP)  ## every single cut of every network in a folder: make verify-models WEIGHTS=DIR
+	@test -n "$(WEIGHTS)" || { echo "name a folder of ONNX and safetensors files: make verify-models WEIGHTS=DIR"; exit 2; }
+	$(BIN)/python tests/verify_models.py $(WEIGHTS)
 
 clean:  ## remove what the targets made, the environment too
 	rm -rf $(VENV) $(VENV)-slim build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

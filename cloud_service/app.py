@@ -10,6 +10,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from cloud_service.service import Service
 from splitserve import __version__
+from splitserve.codec import References
 from splitserve.wire import CONTENT_TYPE, Refusal, RefusalCode, Reply, encode_frame
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ STATUS = {
     RefusalCode.DRAINING: 503,
     RefusalCode.EXPIRED: 504,
     RefusalCode.INTERNAL: 500,
+    RefusalCode.REFERENCE: 409,
 }
 GOING_AWAY = 1001
 UNSUPPORTED = 1003
@@ -128,6 +130,7 @@ class _Stream:
         self._service = service
         self._room = asyncio.Semaphore(in_flight)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._references = References()
 
     async def run(self) -> None:
         draining = asyncio.create_task(self._service.scheduler.draining.wait())
@@ -165,7 +168,7 @@ class _Stream:
 
     async def _answer(self, data: bytes) -> None:
         try:
-            frame = await self._service.answer(data)
+            frame = await self._service.answer(data, self._references)
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await self._socket.send_bytes(encode_frame(frame))
         finally:

@@ -8,6 +8,7 @@ import time
 from cloud_service.metrics import Metrics
 from cloud_service.scheduler import Scheduler
 from cloud_service.tail import Tail
+from splitserve.codec import References
 from splitserve.errors import (
     CodecError,
     ContractError,
@@ -15,6 +16,7 @@ from splitserve.errors import (
     ExpiredError,
     FrameTooLargeError,
     OverloadedError,
+    ReferenceMissingError,
     SplitServeError,
     UnknownArtifactError,
     WireError,
@@ -36,6 +38,7 @@ CODES: dict[type[SplitServeError], RefusalCode] = {
     UnknownArtifactError: RefusalCode.UNKNOWN_ARTIFACT,
     ContractError: RefusalCode.CONTRACT,
     CodecError: RefusalCode.CODEC,
+    ReferenceMissingError: RefusalCode.REFERENCE,
     DrainingError: RefusalCode.DRAINING,
     OverloadedError: RefusalCode.OVERLOADED,
     ExpiredError: RefusalCode.EXPIRED,
@@ -70,8 +73,13 @@ class Service:
         await self.scheduler.drain()
         await asyncio.gather(*self.streams, return_exceptions=True)
 
-    async def answer(self, data: bytes) -> Reply | Refusal:
-        """Answer one frame; every failure becomes a refusal."""
+    async def answer(self, data: bytes, references: References | None = None) -> Reply | Refusal:
+        """Answer one frame; every failure becomes a refusal.
+
+        Args:
+            data: the frame.
+            references: what was decoded before on its stream; None where there is no stream.
+        """
         started = time.perf_counter()
         request: Request | None = None
         try:
@@ -80,7 +88,7 @@ class Service:
                 raise WireError("a service takes requests only")
             request = frame
             self.tail.check(request)
-            work = functools.partial(self.tail.answer, request)
+            work = functools.partial(self.tail.answer, request, references=references)
             reply = await self.scheduler.submit(work, request.deadline_s)
         except SplitServeError as error:
             return self._refuse(error, request)

@@ -1,12 +1,12 @@
 """Decode features, run the tail, encode the answer. Knows no HTTP."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from splitserve.artifact import Artifact
-from splitserve.codec import Codec, RawCodec, codec_by_number
+from splitserve.codec import Codec, Codecs, RawCodec, References, StepAnsCodec
 from splitserve.errors import ArtifactError, ContractError, SplitServeError, UnknownArtifactError
 from splitserve.picture import normalise
 from splitserve.runtime import Chain
@@ -25,6 +25,10 @@ class Tail:
         chain: its loaded segments.
         max_elements: most elements of one tensor.
         max_batch: largest batch, which is a free first dimension, that a request may ask for.
+
+    Raises:
+        IntegrityError: codec tables that differ from their hash.
+        CodecError: codec tables that do not fit their cut.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Tail:
     ) -> None:
         self.artifact = artifact
         self._chain = chain
+        self._codecs = Codecs(artifact)
         self._max_elements = max_elements
         self._max_batch = max_batch
 
@@ -47,17 +52,26 @@ class Tail:
             ArtifactError: a tensor at a cut is larger than any request may be.
         """
         for position in range(len(self._chain)):
-            for spec in self.artifact.manifest.egress(position):
+            specs = self.artifact.manifest.egress(position)
+            for spec in specs:
                 if spec.elements() > self._max_elements:
                     raise ArtifactError(
                         f"{spec.name} has {spec.elements()} elements, the limit is"
                         f" {self._max_elements} (--max-elements)"
                     )
-            zeros = {
-                spec.name: np.zeros(spec.concrete(), spec.dtype)
-                for spec in self.artifact.manifest.egress(position)
-            }
+            zeros = {spec.name: np.zeros(spec.concrete(), spec.dtype) for spec in specs}
             self._chain.run(zeros, position, len(self._chain))
+            self._warm_up_codec(position, list(zeros.values()))
+
+    def _warm_up_codec(self, position: int, tensors: Sequence[Array]) -> None:
+        """Decode with every calibrated rate once, so that its matrices are there."""
+        cuts = self.artifact.manifest.cuts
+        calibration = cuts[position - 1].calibration if position else None
+        for rate in calibration.rates if calibration else ():
+            codec = self._codecs.decoder(StepAnsCodec.number, position, rate.parameter)
+            for index, tensor in enumerate(tensors):
+                payload = memoryview(codec.encode(tensor, index))
+                codec.decode(payload, tensor.shape, str(tensor.dtype), index)
 
     def check(self, request: Request) -> Codec:
         """Refuse what does not fit the artifact, before anything is allocated.
@@ -68,7 +82,7 @@ class Tail:
         Raises:
             UnknownArtifactError: the request was made for another artifact.
             ContractError: no such cut, or shapes that contradict the manifest.
-            CodecError: an unknown codec.
+            CodecError: an unknown codec, or a parameter that it does not take.
         """
         if request.artifact_id != self.artifact.id:
             raise UnknownArtifactError(
@@ -77,7 +91,7 @@ class Tail:
             )
         if request.cut >= len(self._chain):
             raise ContractError(f"no tail after position {request.cut} of {len(self._chain)}")
-        codec = codec_by_number(request.codec)
+        codec = self._codecs.decoder(request.codec, request.cut, request.parameter)
         shapes = [section.shape for section in request.sections]
         specs = self._specs(request.cut, codec)
         problem = mismatch(specs, shapes)
@@ -103,21 +117,29 @@ class Tail:
         crop = manifest.preprocess.crop
         return (TensorSpec(name=manifest.inputs[0].name, dtype="uint8", shape=(1, *crop, 3)),)
 
-    def answer(self, request: Request, queue_s: float = 0.0, load: float = 0.0) -> Reply:
+    def answer(
+        self,
+        request: Request,
+        queue_s: float = 0.0,
+        load: float = 0.0,
+        references: References | None = None,
+    ) -> Reply:
         """Finish one request.
 
         Args:
             request: a decoded frame.
             queue_s: seconds it waited, for the reply.
             load: share of execution slots in use, for the reply.
+            references: what was decoded before on the request's stream, None where there is none.
 
         Raises:
             ContractError: the request does not fit the artifact.
             CodecError: a payload that its codec cannot decode.
+            ReferenceMissingError: a payload that builds on what is not in `references`.
             RuntimeFailureError: the tail failed.
         """
         started = time.perf_counter()
-        tensors = self._decode(request, self.check(request))
+        tensors = self._decode(request, self.check(request), references)
         decoded = time.perf_counter()
         outputs = self._chain.run(tensors, request.cut, len(self._chain))
         timings = Timings(queue_s, decoded - started, time.perf_counter() - decoded, load)
@@ -130,12 +152,14 @@ class Tail:
             timings=timings,
         )
 
-    def _decode(self, request: Request, codec: Codec) -> dict[str, Array]:
+    def _decode(
+        self, request: Request, codec: Codec, references: References | None
+    ) -> dict[str, Array]:
         specs = self._specs(request.cut, codec)
-        tensors = {
-            spec.name: codec.decode(memoryview(section.payload), section.shape, spec.dtype)
-            for spec, section in zip(specs, request.sections, strict=True)
-        }
+        tensors = {}
+        for index, (spec, section) in enumerate(zip(specs, request.sections, strict=True)):
+            payload = memoryview(section.payload)
+            tensors[spec.name] = codec.decode(payload, section.shape, spec.dtype, index, references)
         preprocess = self.artifact.manifest.preprocess
         if not codec.takes_pixels or preprocess is None:
             return tensors

@@ -33,7 +33,7 @@ class Answer:
         answered_by: "cloud", "edge", or "nobody" where the input could not be read.
         fallback: why the edge answered instead of the cloud.
         error: why nobody answered.
-        bytes_up: bytes of the request frame, 0 when none was sent.
+        bytes_up: bytes of the request frames, 0 when none was sent.
         bytes_down: bytes of the answer's frame.
         stages_s: seconds of each stage; `network` is what remains of the round
             trip, `cloud_wait` what an answer that did not come cost.

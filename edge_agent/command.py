@@ -15,7 +15,7 @@ from edge_agent.loop import Agent
 from edge_agent.source import open_source, until
 from edge_agent.uplink import open_uplink
 from splitserve.artifact import INPUT, OUTPUT, Artifact, load_artifact
-from splitserve.codec import build_codec
+from splitserve.codec import StepAnsCodec
 from splitserve.errors import UsageError
 from splitserve.logs import configure_logging
 from splitserve.runtime import RuntimeOptions, open_chain
@@ -43,9 +43,14 @@ class Options(Settings):
     cut: str | None = None
     """Where to cut: a name of the artifact, `input` (all in the cloud) or `output` (all here)."""
     codec: str | None = None
-    """raw, affine-u8, jpeg or webp; by default jpeg at the input and affine-u8 elsewhere."""
-    quality: int | None = Field(default=None, ge=1, le=100)
-    """Quality of jpeg and webp."""
+    """raw, affine-u8, step-ans, jpeg or webp; by default jpeg at the input, step-ans at a
+    calibrated cut and affine-u8 elsewhere."""
+    quality: float | None = Field(default=None, gt=0, le=100)
+    """Quality of jpeg and webp, 1 to 100; for step-ans the agreement with the unsplit model in
+    percent, by default 99."""
+    temporal: bool = True
+    """Code the features of a stream by those before them where that is shorter (step-ans); the
+    answers are the same."""
     watch: bool = False
     """Keep following the folder until SIGTERM."""
     deadline_s: float = Field(default=2.0, gt=0, le=3600)
@@ -76,11 +81,10 @@ async def _run(options: Options) -> int:
     in_use = [artifact.manifest.position(cut)]
     chain = open_chain(artifact, RuntimeOptions(threads=options.threads), fused=in_use)
     head = Head(artifact, chain, options.slowdown)
-    codec = options.codec or ("jpeg" if cut == INPUT else "affine-u8")
-    plan = head.plan(cut, build_codec(codec, options.quality))
+    plan = head.plan(cut, options.codec or default_codec(artifact, cut), options.quality)
     source = open_source(options.source, watch=options.watch)
     uplink = open_uplink(options.transport, options.cloud) if options.cloud else None
-    agent = Agent(head, plan, uplink, options.deadline_s)
+    agent = Agent(head, plan, uplink, options.deadline_s, temporal=options.temporal)
     await agent.warm_up()
     logger.info("ready", extra={"cut": plan.cut, "providers": list(chain.providers)})
     stop = asyncio.Event()
@@ -101,6 +105,14 @@ async def _run(options: Options) -> int:
     finally:
         await agent.close()
     return 1 if failures else 0
+
+
+def default_codec(artifact: Artifact, cut: str) -> str:
+    """Name the codec for a cut when the operator names none."""
+    if cut == INPUT:
+        return "jpeg"
+    calibrated = {one.name for one in artifact.manifest.cuts if one.calibration}
+    return StepAnsCodec.name if cut in calibrated else "affine-u8"
 
 
 def _choose_cut(options: Options, artifact: Artifact) -> str:

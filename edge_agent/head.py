@@ -1,14 +1,15 @@
 """What the device computes: picture to features, features to sections, and the whole model."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 
+from edge_agent.history import Coded, History, Known
 from splitserve.artifact import Artifact
-from splitserve.codec import Codec
+from splitserve.codec import Codec, Codecs, StepAnsCodec, Symbols
 from splitserve.errors import CodecError, UsageError
 from splitserve.picture import decode_picture, normalise
 from splitserve.runtime import Chain
@@ -41,15 +42,17 @@ class Work:
         position: where its tensors are.
         tensors: the features, by name.
         sections: the encoded features, empty when nothing travels.
+        coded: the same as the codec's integers, where a stream may build on them.
         stages_s: seconds of each stage.
         native_s: seconds computed here, without the stretching of a slowdown.
-        bytes_up: bytes of the request frame, once it is built.
+        bytes_up: bytes of the request frames that were built.
         problem: why the features cannot travel.
     """
 
     position: int
     tensors: Tensors
     sections: tuple[Section, ...] = ()
+    coded: Coded | None = None
     stages_s: dict[str, float] = field(default_factory=dict)
     native_s: float = 0.0
     bytes_up: int = 0
@@ -64,6 +67,11 @@ class Head:
         chain: its loaded segments.
         slowdown: stretch the wall time of everything computed here, to stand in for a slower
             processor; 1 leaves it alone.
+
+    Raises:
+        UsageError: an artifact without preprocessing.
+        IntegrityError: codec tables that differ from their hash.
+        CodecError: codec tables that do not fit their cut.
     """
 
     def __init__(self, artifact: Artifact, chain: Chain, slowdown: float = 1.0) -> None:
@@ -76,15 +84,23 @@ class Head:
         self.artifact = artifact
         self._preprocess = manifest.preprocess
         self._chain = chain
+        self._codecs = Codecs(artifact)
         self._slowdown = slowdown
 
-    def plan(self, cut: str, codec: Codec) -> Plan:
+    def plan(self, cut: str, codec_name: str, quality: float | None = None) -> Plan:
         """Make a plan, refusing what cannot work.
 
+        Args:
+            cut: name of the position.
+            codec_name: a key of `CODECS`.
+            quality: of a picture codec, or the agreement in percent that step-ans shall promise.
+
         Raises:
-            UsageError: no such cut, or a picture codec behind the input.
+            UsageError: no such cut, codec or quality, no tables for step-ans at this cut, or a
+                picture codec behind the input.
         """
         position = self.artifact.manifest.position(cut)
+        codec = self._codecs.encoder(codec_name, position, quality)
         if codec.takes_pixels and position != 0:
             raise UsageError(
                 f"codec {codec.name} carries pictures; it needs --cut input, not {cut}"
@@ -100,8 +116,13 @@ class Head:
         """Whether the plan answers on the device alone."""
         return plan.position == len(self._chain)
 
-    def run(self, content: bytes, plan: Plan) -> Work:
+    def run(self, content: bytes, plan: Plan, history: History | None = None) -> Work:
         """Decode a picture, run the head, encode the features.
+
+        Args:
+            content: the picture's file.
+            plan: where to cut, and how to encode.
+            history: what the features may be coded by; None codes them by themselves.
 
         Raises:
             PictureError: not a picture.
@@ -115,13 +136,21 @@ class Head:
         if not self.is_local(plan):
             carried = [pixels[None]] if plan.codec.takes_pixels else self._egress(work)
             try:
-                work.sections = self._timed(work, "encode", _encode, plan.codec, carried)
+                encoded = self._timed(work, "encode", _encode, plan, carried, history)
+                work.sections, work.coded = encoded
             except CodecError as error:
                 work.problem = str(error)
         return work
 
     def _egress(self, work: Work) -> list[Array]:
         return [work.tensors[s.name] for s in self.artifact.manifest.egress(work.position)]
+
+    def make_whole(self, work: Work, plan: Plan) -> None:
+        """Encode the same integers again, by themselves: the cloud may decode them at any time."""
+        if work.coded is not None and isinstance(plan.codec, StepAnsCodec):
+            arguments = plan.codec, work.sections, work.coded.symbols
+            work.sections = self._timed(work, "encode_whole", _pack, *arguments)
+            work.coded = replace(work.coded, built_on=None)
 
     def finish(self, work: Work) -> Mapping[str, Array]:
         """Run the rest of the model here, from the features at hand."""
@@ -165,5 +194,33 @@ class Head:
         return result
 
 
-def _encode(codec: Codec, tensors: list[Array]) -> tuple[Section, ...]:
-    return tuple(Section(tensor.shape, codec.encode(tensor)) for tensor in tensors)
+def _encode(
+    plan: Plan, tensors: Sequence[Array], history: History | None
+) -> tuple[tuple[Section, ...], Coded | None]:
+    codec = plan.codec
+    if history is None or not isinstance(codec, StepAnsCodec):
+        sections = [Section(t.shape, codec.encode(t, index)) for index, t in enumerate(tensors)]
+        return tuple(sections), None
+    symbols = [codec.quantise(t, i) for i, t in enumerate(tensors) if codec.is_coded(i)]
+    known = history.begin(plan.position, codec.parameter, len(symbols))
+    stored = [
+        Section(t.shape, b"" if codec.is_coded(i) else codec.encode(t, i))
+        for i, t in enumerate(tensors)
+    ]
+    coded = Coded(tuple(symbols), known.number, known.connection)
+    return _pack(codec, stored, symbols, known), coded
+
+
+def _pack(
+    codec: StepAnsCodec,
+    sections: Sequence[Section],
+    symbols: Sequence[Symbols],
+    known: Known | None = None,
+) -> tuple[Section, ...]:
+    """Put new payloads where the symbols belong; the other sections stay as they are."""
+    references = known.references if known else {}
+    packed = list(sections)
+    for one in symbols:
+        payload = codec.pack(one, references.get(one.index))
+        packed[one.index] = Section(packed[one.index].shape, payload)
+    return tuple(packed)

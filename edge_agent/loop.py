@@ -11,12 +11,13 @@ from edge_agent.answer import Answer, top_labels
 from edge_agent.compute import FINISH, HEAD, ComputeThread
 from edge_agent.fallback import Breaker
 from edge_agent.head import Head, Plan, Work
+from edge_agent.history import History
 from edge_agent.source import Item
-from edge_agent.uplink import Uplink
+from edge_agent.uplink import Heard, Uplink
 from splitserve.codec import codec_by_number
-from splitserve.errors import ContractError, SplitServeError
+from splitserve.errors import ContractError, LinkError, SplitServeError
 from splitserve.tensors import Array, mismatch
-from splitserve.wire import Refusal, Reply, Request, encode_frame
+from splitserve.wire import Refusal, RefusalCode, Reply, Request, encode_frame
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Agent:
         uplink: way to the cloud, None to answer here alone.
         deadline_s: seconds from taking an input up to its answer.
         breaker: decides when to leave the cloud alone.
+        temporal: let features be coded by earlier ones of the same stream.
     """
 
     def __init__(
@@ -81,12 +83,15 @@ class Agent:
         uplink: Uplink | None,
         deadline_s: float,
         breaker: Breaker | None = None,
+        *,
+        temporal: bool = True,
     ) -> None:
         self.plan = plan
         self._head = head
         self._uplink = uplink
         self._deadline_s = deadline_s
         self._breaker = breaker or Breaker()
+        self._history = History(lambda: uplink.connection) if temporal and uplink else None
         self._finish_s = [0.0] * (len(head.artifact.manifest.segments) + 1)
         self._asking = 0
         self._compute = ComputeThread()
@@ -129,7 +134,8 @@ class Agent:
         begun = Begun(item, self.plan, os.urandom(16), time.perf_counter())
         try:
             content = await asyncio.to_thread(item.read)
-            begun.work = await self._compute.run(HEAD, self._head.run, content, begun.plan)
+            arguments = content, begun.plan, self._history
+            begun.work = await self._compute.run(HEAD, self._head.run, *arguments)
         except SplitServeError as error:
             begun.error = str(error)
         except Exception:
@@ -242,21 +248,16 @@ class Agent:
     async def _ask(
         self, uplink: Uplink, work: Work, begun: Begun, left_s: float
     ) -> CloudAnswer | Refusal:
-        frame = encode_frame(
-            Request(
-                request_id=begun.request_id,
-                artifact_id=self._head.artifact.id,
-                cut=begun.plan.position,
-                codec=begun.plan.codec.number,
-                sections=work.sections,
-                deadline_s=left_s,
-            )
-        )
-        work.bytes_up = len(frame)
+        until = time.perf_counter() + left_s
+        if work.coded and work.coded.built_on not in (None, uplink.connection):
+            await self._make_whole(work, begun)
         sent = time.perf_counter()
-        reply, received = await uplink.ask(frame, begun.request_id, left_s)
+        heard = await self._send(uplink, work, begun, until)
+        reply = heard.frame
         if isinstance(reply, Refusal):
             return reply
+        if self._history is not None and work.coded is not None:
+            self._history.acknowledge(work.position, work.coded, heard.connection)
         times, round_trip_s = reply.timings, time.perf_counter() - sent
         inside_s = times.queue_s + times.decode_s + times.compute_s
         stages_s = {
@@ -265,7 +266,40 @@ class Agent:
             "cloud_decode": times.decode_s,
             "tail": times.compute_s,
         }
-        return CloudAnswer(self._outputs(reply), received, stages_s)
+        return CloudAnswer(self._outputs(reply), heard.size_bytes, stages_s)
+
+    async def _send(self, uplink: Uplink, work: Work, begun: Begun, until: float) -> Heard:
+        """Send a frame; where the cloud knows nothing of what it builds on, send it whole."""
+        heard = await self._send_once(uplink, work, begun, until)
+        is_lost = isinstance(heard.frame, Refusal) and heard.frame.code is RefusalCode.REFERENCE
+        if not is_lost or work.coded is None or work.coded.built_on is None:
+            return heard
+        logger.info("the cloud knows no earlier frame, sending a whole one", extra=begun.facts)
+        if self._history is not None:
+            self._history.forget()
+        await self._make_whole(work, begun)
+        return await self._send_once(uplink, work, begun, until)
+
+    async def _send_once(self, uplink: Uplink, work: Work, begun: Begun, until: float) -> Heard:
+        left_s = until - time.perf_counter()
+        if left_s <= 0:
+            raise LinkError(f"no time for the cloud: the deadline is {self._deadline_s} s")
+        frame = encode_frame(
+            Request(
+                request_id=begun.request_id,
+                artifact_id=self._head.artifact.id,
+                cut=begun.plan.position,
+                codec=begun.plan.codec.number,
+                sections=work.sections,
+                deadline_s=left_s,
+                parameter=begun.plan.codec.parameter,
+            )
+        )
+        work.bytes_up += len(frame)
+        return await uplink.ask(frame, begun.request_id, left_s)
+
+    async def _make_whole(self, work: Work, begun: Begun) -> None:
+        await self._compute.run(FINISH, self._head.make_whole, work, begun.plan)
 
     def _outputs(self, reply: Reply) -> dict[str, Array]:
         manifest = self._head.artifact.manifest

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
@@ -13,24 +13,39 @@ from websockets.exceptions import InvalidURI
 from splitserve.errors import LinkError, UsageError, WireError
 from splitserve.wire import CONTENT_TYPE, NO_ID, Limits, Refusal, Reply, decode_frame
 
-Waiting = asyncio.Future[tuple[Reply | Refusal, int]]
-
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 0.5
 KEEP_ALIVE_S = 60  # under the service's own 75 s, so that it never closes first
 
 
+class Heard(NamedTuple):
+    """An answer.
+
+    Args:
+        frame: what it says.
+        size_bytes: its size.
+        connection: number of the connection that carried it; None where connections know nothing.
+    """
+
+    frame: Reply | Refusal
+    size_bytes: int
+    connection: int | None = None
+
+
+Waiting = asyncio.Future[Heard]
+
+
 class Uplink(Protocol):
     """Carries one frame there and its answer back."""
 
-    async def ask(
-        self, frame: bytes, request_id: bytes, timeout_s: float
-    ) -> tuple[Reply | Refusal, int]:
-        """Send a request, wait for its answer.
+    @property
+    def connection(self) -> int | None:
+        """Number of the connection in use, rising; None where none is open or none remembers."""
+        ...
 
-        Returns:
-            The answer, and its size in bytes.
+    async def ask(self, frame: bytes, request_id: bytes, timeout_s: float) -> Heard:
+        """Send a request, wait for its answer.
 
         Raises:
             LinkError: no answer within `timeout_s`, or the connection failed.
@@ -58,14 +73,18 @@ class StreamUplink:
         )
         self._limits = limits
         self._connection: ClientConnection | None = None
+        self._opened = 0
         self._reader: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._waiting: dict[bytes, Waiting] = {}
         self._heard_at = 0.0
 
-    async def ask(
-        self, frame: bytes, request_id: bytes, timeout_s: float
-    ) -> tuple[Reply | Refusal, int]:
+    @property
+    def connection(self) -> int | None:
+        """Number of the WebSocket, None while there is none."""
+        return None if self._connection is None else self._opened
+
+    async def ask(self, frame: bytes, request_id: bytes, timeout_s: float) -> Heard:
         """Send a frame, wait for the answer with its request id."""
         started = time.monotonic()
         answer: Waiting = asyncio.get_running_loop().create_future()
@@ -99,10 +118,11 @@ class StreamUplink:
                     close_timeout=CLOSE_TIMEOUT_S,
                     proxy=None,  # the environment is read by command.py alone
                 )
-                self._reader = asyncio.create_task(self._read(self._connection))
+                self._opened += 1
+                self._reader = asyncio.create_task(self._read(self._connection, self._opened))
             return self._connection
 
-    async def _read(self, connection: ClientConnection) -> None:
+    async def _read(self, connection: ClientConnection, number: int) -> None:
         failure = LinkError("the service closed the connection")
         try:
             async for message in connection:
@@ -110,7 +130,7 @@ class StreamUplink:
                 data = message if isinstance(message, bytes) else message.encode()
                 frame = decode_frame(data, self._limits)
                 if isinstance(frame, Reply | Refusal):
-                    self._hand_out(frame, len(data))
+                    self._hand_out(Heard(frame, len(data), number))
         except WireError as error:
             failure = LinkError(f"the service sent no frame: {error}")
         except Exception as error:  # noqa: BLE001  # whatever it is, what waits must hear of it
@@ -118,17 +138,18 @@ class StreamUplink:
         if connection is self._connection:
             self._drop(failure)
 
-    def _hand_out(self, frame: Reply | Refusal, size: int) -> None:
+    def _hand_out(self, heard: Heard) -> None:
         """Give an answer to the one that waits for it; a refusal without an id concerns them all.
 
         Such a refusal means that the service could not read a frame (another version, say); whose
         frame it was is unknown, and nobody shall wait in vain.
         """
+        frame = heard.frame
         to_all = isinstance(frame, Refusal) and frame.request_id == NO_ID
         mine = self._waiting.get(frame.request_id)
         for waiting in self._waiting.values() if to_all else [mine]:
             if waiting is not None and not waiting.done():
-                waiting.set_result((frame, size))
+                waiting.set_result(heard)
 
     def _drop(self, failure: LinkError) -> None:
         """Forget the connection and fail what waits on it."""
@@ -171,9 +192,12 @@ class HttpUplink:
             headers={"content-type": CONTENT_TYPE},
         )
 
-    async def ask(
-        self, frame: bytes, request_id: bytes, timeout_s: float
-    ) -> tuple[Reply | Refusal, int]:
+    @property
+    def connection(self) -> None:
+        """Requests over HTTP know nothing of each other."""
+        return
+
+    async def ask(self, frame: bytes, request_id: bytes, timeout_s: float) -> Heard:
         """Post a frame, read the answer."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -192,7 +216,7 @@ class HttpUplink:
             raise LinkError("the service answered with a request")
         if answer.request_id not in (request_id, NO_ID):
             raise LinkError("the service answered another request")
-        return answer, len(content)
+        return Heard(answer, len(content))
 
     async def _post(self, frame: bytes) -> tuple[int, bytes]:
         """Return status and body, which is read no further than a frame may be long."""

@@ -75,21 +75,71 @@ class Preprocess(_Part):
         return (1, 3, *self.crop) if self.layout == "NCHW" else (1, *self.crop, 3)
 
 
-class Segment(_Part):
-    """One ONNX file between two neighbouring positions."""
+class StoredFile(_Part):
+    """One file that lies beside the manifest."""
 
     file: PlainName
     sha256: Sha256
     bytes: int = Field(ge=1)
+
+
+class Segment(StoredFile):
+    """One ONNX file between two neighbouring positions."""
+
     macs: int = Field(ge=0)
     """Multiply-adds for batch 1."""
+
+
+class Estimate(_Part):
+    """A share in percent with its 95 % interval (Wilson)."""
+
+    value: float = Field(ge=0, le=100)
+    low: float = Field(ge=0, le=100)
+    high: float = Field(ge=0, le=100)
+
+
+class Rate(_Part):
+    """One setting of the codec, and what it was seen to do on pictures it was not fitted to."""
+
+    floor: float = Field(gt=0, le=100)
+    """Agreement with the unsplit model that was asked for, percent."""
+    parameter: int = Field(ge=0, lt=1 << 32)
+    """The codec's number in the frame header."""
+    agreement: Estimate
+    """Answers that were those of the unsplit model."""
+    bytes_mean: float = Field(gt=0)
+    """Bytes of one frame, everything counted."""
+    bytes_p95: float = Field(gt=0)
+    accuracy: Estimate | None = None
+    """Answers that were right, where the pictures had labels."""
+    accuracy_unsplit: Estimate | None = None
+    """The same of the unsplit model, on the same pictures."""
+
+
+class Calibration(_Part):
+    """What the codec knows of a cut, and how it was found out."""
+
+    tables: StoredFile
+    rates: tuple[Rate, ...]
+    """The finest first."""
+    fitted_on: int = Field(ge=1)
+    """Inputs that the tables were fitted to."""
+    measured_on: int = Field(ge=1)
+    """Other inputs that the rates were measured on."""
+    inputs_sha256: Sha256
+    """Of the inputs' file contents, one after another in the order of use."""
+    seed: int
+    agreement_is: Literal["argmax", "error"]
+    """What agreeing means: the same best class, or outputs within the tolerance."""
+    tolerance: float | None = None
+    """Largest relative error that still agrees."""
 
 
 class Cut(_Part):
     """A place where head and tail part."""
 
     name: str
-    """Name of the egress tensor."""
+    """Names of the egress tensors, joined by `+`."""
     egress: tuple[TensorSpec, ...] = Field(min_length=1)
     """Made by the head, needed by the tail, in the order in which they travel."""
     macs_share: float = Field(ge=0, le=1)
@@ -97,6 +147,8 @@ class Cut(_Part):
     fused_head: Segment | None = None
     """The head in one piece, for the plan in use: borders between segments cost time. Stored
     where it is small beside the model."""
+    calibration: Calibration | None = None
+    """Tables and rates of the `step-ans` codec; None until `splitserve calibrate`."""
 
 
 class ModelFacts(_Part):
@@ -133,8 +185,20 @@ class Manifest(_Part):
         names = self.positions
         if len(set(names)) != len(names):
             raise ValueError(f"cut names repeat or are reserved: {', '.join(names[1:-1])}")
+        self._refuse_contradicting_egress()
         self._refuse_preprocess_of_another_input()
         return self
+
+    def _refuse_contradicting_egress(self) -> None:
+        """A tensor crosses a cut once, and at several positions it is the same one."""
+        for cut in self.cuts:
+            if len({spec.name for spec in cut.egress}) < len(cut.egress):
+                raise ValueError(f"a tensor crosses at {cut.name} twice")
+        known: dict[str, TensorSpec] = {}
+        for position, where in enumerate(self.positions):
+            for spec in self.egress(position):
+                if known.setdefault(spec.name, spec) != spec:
+                    raise ValueError(f"{spec.name} is another tensor at {where} than before it")
 
     def _refuse_preprocess_of_another_input(self) -> None:
         if self.preprocess is None:
@@ -151,10 +215,11 @@ class Manifest(_Part):
         return (INPUT, *(cut.name for cut in self.cuts), OUTPUT)
 
     @property
-    def files(self) -> tuple[Segment, ...]:
-        """Everything that lies beside the manifest: the segments, then the fused heads."""
-        heads = (cut.fused_head for cut in self.cuts)
-        return (*self.segments, *(head for head in heads if head))
+    def files(self) -> tuple[StoredFile, ...]:
+        """Everything that lies beside the manifest: segments, fused heads, codec tables."""
+        heads = [cut.fused_head for cut in self.cuts if cut.fused_head]
+        tables = [cut.calibration.tables for cut in self.cuts if cut.calibration]
+        return (*self.segments, *heads, *tables)
 
     def position(self, name: str) -> int:
         """Number of the position called `name`.
@@ -197,7 +262,7 @@ class Artifact:
         Raises:
             IntegrityError: the file differs from its hash, is missing or no regular file.
         """
-        return self._read(self.manifest.segments[index])
+        return self.read_file(self.manifest.segments[index])
 
     def read_fused_head(self, position: int) -> bytes | None:
         """Return the head at a position in one piece, None where the artifact stores none.
@@ -208,18 +273,34 @@ class Artifact:
         if not 1 <= position <= len(self.manifest.cuts):
             return None
         segment = self.manifest.cuts[position - 1].fused_head
-        return self._read(segment) if segment else None
+        return self.read_file(segment) if segment else None
 
-    def _read(self, segment: Segment) -> bytes:
-        path = self.root / segment.file
+    def read_tables(self, position: int) -> bytes | None:
+        """Return the codec tables of a cut, None where it was not calibrated.
+
+        Raises:
+            IntegrityError: the file differs from its hash, is missing or no regular file.
+        """
+        if not 1 <= position <= len(self.manifest.cuts):
+            return None
+        calibration = self.manifest.cuts[position - 1].calibration
+        return self.read_file(calibration.tables) if calibration else None
+
+    def read_file(self, stored: StoredFile) -> bytes:
+        """Return a file's bytes after comparing them with the manifest's hash.
+
+        Raises:
+            IntegrityError: the file differs from its hash, is missing or no regular file.
+        """
+        path = self.root / stored.file
         try:
             size = _regular_size(path)
-            content = path.read_bytes() if size == segment.bytes else b""
+            content = path.read_bytes() if size == stored.bytes else b""
         except OSError as error:
             raise IntegrityError(f"{path}: {error.strerror}") from error
-        if size != segment.bytes:
-            raise IntegrityError(f"{path}: {size} bytes where the manifest says {segment.bytes}")
-        if hashlib.sha256(content).hexdigest() != segment.sha256:
+        if size != stored.bytes:
+            raise IntegrityError(f"{path}: {size} bytes where the manifest says {stored.bytes}")
+        if hashlib.sha256(content).hexdigest() != stored.sha256:
             raise IntegrityError(f"{path}: content differs from the sha256 in the manifest")
         return content
 

@@ -33,6 +33,9 @@ COMMANDS = {
     "verify": Command(
         "splitserve.split.command_verify", "prove that the parts equal the whole", "plan"
     ),
+    "calibrate": Command(
+        "splitserve.calibrate.command", "fit the feature codec to an artifact's cuts", "plan"
+    ),
     "inspect": Command("splitserve.inspect", "show an artifact", "edge"),
     "serve": Command("cloud_service.command", "run the tail: the cloud service", "cloud"),
     "agent": Command("edge_agent.command", "run the head: the edge agent", "edge"),
@@ -48,6 +51,9 @@ COMMANDS = {
     ),
     "bench borders": Command(
         "splitserve.bench.borders", "what segment borders cost against fused parts", "demo"
+    ),
+    "bench codec": Command(
+        "splitserve.bench.codec", "bytes and agreement of every codec, beside JPEG and WebP", "demo"
     ),
     "bench footprint": Command(
         "splitserve.bench.footprint", "modules, memory and start-up time of the agent", "demo"

@@ -7,6 +7,7 @@ SplitServeError
 ├── GraphError              a model that cannot be split, with the node and the reason
 ├── RuntimeFailureError     ONNX Runtime refused to load or to run
 ├── CodecError              features or a payload that the codec cannot take
+│   └── ReferenceMissingError   it builds on a frame that was not decoded here
 ├── PictureError            bytes that are no picture we read
 ├── WireError               bytes that are no frame
 │   └── FrameTooLargeError  a frame claims more bytes than the limit allows
@@ -46,6 +47,10 @@ class RuntimeFailureError(SplitServeError):
 
 class CodecError(SplitServeError):
     """Features or a payload that the codec cannot take."""
+
+
+class ReferenceMissingError(CodecError):
+    """A payload builds on a frame that was not, or is no longer, decoded here; send it whole."""
 
 
 class PictureError(SplitServeError):

@@ -1,5 +1,6 @@
 """The one door to Pillow: files to pixels, pixels to the model's input, pixels to JPEG or WebP."""
 
+import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,25 @@ def list_pictures(folder: Path) -> list[Path]:
     if not paths:
         raise UsageError(f"{folder}: no {', '.join(SUFFIXES)} files here")
     return paths
+
+
+def read_labels(folder: Path) -> list[tuple[Path, int]]:
+    """Read labels.csv.
+
+    Raises:
+        UsageError: no such file, or a line without file and label.
+    """
+    path = folder / "labels.csv"
+    try:
+        with path.open(newline="") as file:
+            rows = [(folder / row["file"], int(row["label"])) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: needs the columns file and label: {error}") from error
+    if not rows:
+        raise UsageError(f"{path}: no picture in it")
+    return rows
 
 
 def decode_picture(content: bytes, preprocess: Preprocess, limit: int = PIXEL_LIMIT) -> Pixels:

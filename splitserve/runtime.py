@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from splitserve.artifact import Artifact, Manifest
 from splitserve.errors import ArtifactError, RuntimeFailureError
-from splitserve.tensors import DTYPES, Array, Tensors
+from splitserve.tensors import DTYPES, Array, Tensors, TensorSpec
 
 VERSION = str(ort.__version__)
 
@@ -38,8 +38,8 @@ class RuntimeOptions:
 class Graph:
     """One loaded ONNX graph."""
 
-    def __init__(self, content: bytes, options: RuntimeOptions) -> None:
-        """Load a graph from bytes.
+    def __init__(self, content: bytes | Path, options: RuntimeOptions) -> None:
+        """Load a graph from bytes, or from a file that keeps its weights beside it.
 
         Raises:
             RuntimeFailureError: ONNX Runtime refuses it; the message is ONNX Runtime's.
@@ -78,13 +78,24 @@ class Graph:
 class Chain:
     """The segments of one artifact. A head, a tail and the whole model are slices of it.
 
+    A tensor may cross several positions. A segment takes those tensors of its position that it
+    reads, and gives those of the next one that are not there yet; the chain carries the others
+    past it, and lets go of what the next position does not list.
+
     Args:
         graphs: the segments in order.
+        crossing: names of the tensors of every position, from the model's input to its output.
         heads: fused heads by the position they end at, used instead of the segments before it.
     """
 
-    def __init__(self, graphs: Sequence[Graph], heads: Mapping[int, Graph] | None = None) -> None:
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        crossing: Sequence[Sequence[str]],
+        heads: Mapping[int, Graph] | None = None,
+    ) -> None:
         self._graphs = tuple(graphs)
+        self._crossing = tuple(tuple(names) for names in crossing)
         self._heads = dict(heads or {})
 
     def __len__(self) -> int:
@@ -102,12 +113,23 @@ class Chain:
             tensors: the egress tensors at position `start`, by name.
             start: first position, 0 for the model's input.
             stop: last position, `len(self)` for the model's output.
+
+        Raises:
+            RuntimeFailureError: a tensor is missing or of another type, or a run failed.
         """
         if start == 0 and stop in self._heads:
-            return self._heads[stop].run(tensors)
-        for graph in self._graphs[start:stop]:
-            tensors = graph.run(tensors)
+            return self._pass(self._heads[stop], tensors, stop)
+        for position, graph in enumerate(self._graphs[start:stop], start + 1):
+            tensors = self._pass(graph, tensors, position)
         return tensors
+
+    def _pass(self, graph: Graph, tensors: Tensors, position: int) -> dict[str, Array]:
+        """Run a graph that ends at a position, and carry the tensors that it does not make."""
+        there = {**tensors, **graph.run(tensors)}
+        try:
+            return {name: there[name] for name in self._crossing[position]}
+        except KeyError as error:
+            raise RuntimeFailureError(f"tensor {error}, which crosses here, is missing") from error
 
 
 def open_chain(artifact: Artifact, options: RuntimeOptions, fused: Sequence[int] = ()) -> Chain:
@@ -131,7 +153,9 @@ def open_chain(artifact: Artifact, options: RuntimeOptions, fused: Sequence[int]
         _check(graph, artifact.manifest, index, index + 1)
     for position, graph in heads.items():
         _check(graph, artifact.manifest, 0, position)
-    return Chain(segments, heads)
+    positions = range(count + 1)
+    crossing = [[spec.name for spec in artifact.manifest.egress(p)] for p in positions]
+    return Chain(segments, crossing, heads)
 
 
 Facts = tuple[str, str, tuple[int | None, ...]]
@@ -139,40 +163,58 @@ Facts = tuple[str, str, tuple[int | None, ...]]
 
 def _facts(value: ort.NodeArg) -> Facts:
     """Name, type and shape of an input or output; None for a free dimension."""
-    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return value.name, value.type, shape
+    return value.name, value.type, _sizes(value.shape)
+
+
+def _facts_of(spec: TensorSpec) -> Facts:
+    return spec.name, TYPES[spec.dtype], _sizes(spec.shape)
+
+
+def _sizes(shape: Sequence[object]) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in shape)
 
 
 def _check(graph: Graph, manifest: Manifest, start: int, stop: int) -> None:
-    """Compare what a graph takes and gives with what the manifest says of its positions."""
-    wanted = tuple(
-        tuple(
-            (
-                spec.name,
-                TYPES[spec.dtype],
-                tuple(size if isinstance(size, int) else None for size in spec.shape),
-            )
-            for spec in manifest.egress(position)
-        )
-        for position in (start, stop)
-    )
-    if graph.signature != wanted:
+    """Compare what a graph takes and gives with what the manifest says of its positions.
+
+    It takes some of the tensors of the position before it, and gives those of the position behind
+    it that did not cross the one before, each in the manifest's order.
+    """
+    before, behind = manifest.egress(start), manifest.egress(stop)
+    carried = {spec.name for spec in before}
+    taken, given = graph.signature
+    offered = tuple(_facts_of(spec) for spec in before)
+    wanted = tuple(_facts_of(spec) for spec in behind if spec.name not in carried)
+    if given != wanted or taken != tuple(facts for facts in offered if facts in taken):
         names = manifest.positions
         raise ArtifactError(
             f"the graph from {names[start]} to {names[stop]} does not fit the manifest:"
-            f" it has {graph.signature}, the manifest says {wanted}"
+            f" it has {graph.signature}, the manifest says {(offered, wanted)}"
         )
 
 
-def write_optimised(content: bytes, target: Path) -> None:
+def write_optimised(content: bytes | Path, target: Path, fuse: bool = True) -> None:
     """Write the graph as ONNX Runtime's hardware-independent fusions leave it.
+
+    Its weights go into a file beside it, for they may be larger than one ONNX file can hold.
+
+    Args:
+        content: the graph.
+        target: file to write.
+        fuse: also merge operations into the runtime's own; without it, constants are computed and
+            what is redundant is removed.
 
     Raises:
         RuntimeFailureError: ONNX Runtime refuses the graph.
     """
     settings = _session_options(RuntimeOptions(threads=1))
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    levels = ort.GraphOptimizationLevel
+    level = levels.ORT_ENABLE_EXTENDED if fuse else levels.ORT_ENABLE_BASIC
+    settings.graph_optimization_level = level
     settings.optimized_model_filepath = str(target)
+    settings.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", f"{target.name}.weights"
+    )
     settings.log_severity_level = 4
     try:
         ort.InferenceSession(content, settings, providers=["CPUExecutionProvider"])

@@ -7,14 +7,14 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
-def _split(value: object) -> list[str]:
+def split_commas(value: object) -> list[str]:
     """Take comma-separated text apart; the environment gives it whole."""
     items = value if isinstance(value, list | tuple) else [value]
     return [part.strip() for item in items for part in str(item).split(",") if part.strip()]
 
 
-Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
-Counts = Annotated[list[Annotated[int, Field(ge=1)]], NoDecode, BeforeValidator(_split)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(split_commas)]
+Counts = Annotated[list[Annotated[int, Field(ge=1)]], NoDecode, BeforeValidator(split_commas)]
 
 
 class Settings(BaseSettings):

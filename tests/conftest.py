@@ -7,16 +7,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from graphs import write_tiny
+from calibrated import calibrate_tiny
+from graphs import TINY_RECIPE, fork_net, write_model, write_tiny
 
-from splitserve.split import (
-    choose_cuts,
-    find_cuts,
-    load_graph,
-    mark_fused,
-    recipe_of,
-    split_model,
-)
+from splitserve.split import choose_cuts, load_graph, recipe_of, split_model
 from splitserve.split.command_export import CHECKOUT, export
 
 # Developers explore; a run of CI is the same each time, so that it judges the change alone.
@@ -38,8 +32,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def split_by_itself(model: Path, target: Path) -> Path:
     """Split as `splitserve split MODEL -o TARGET` does."""
     graph = load_graph(model)
-    cuts = choose_cuts(graph, mark_fused(graph, find_cuts(graph)))
-    split_model(graph, cuts, recipe_of(graph.model, model.stem), model, target)
+    split_model(graph, choose_cuts(graph), recipe_of(graph.model, model.stem), model, target)
     return target
 
 
@@ -67,6 +60,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tiny_model's artifact folder with the cuts found by themselves; read only."""
     return split_by_itself(tiny_model, tmp_path_factory.mktemp("artifact") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def calibrated_artifact(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny_artifact with tables and made-up rates for step-ans at every cut; read only."""
+    target = tmp_path_factory.mktemp("artifact") / "calibrated"
+    return calibrate_tiny(tiny_artifact, target).root
+
+
+@pytest.fixture(scope="session")
+def calibrated_fork(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated artifact of graphs.fork_net with the one cut a+b of two tensors; read only."""
+    folder = tmp_path_factory.mktemp("fork")
+    model = write_model(fork_net(), folder / "fork.onnx")
+    graph = load_graph(model)
+    split_model(graph, choose_cuts(graph, ["a+b"]), TINY_RECIPE, model, folder / "plain")
+    return calibrate_tiny(folder / "plain", folder / "calibrated").root
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 import xxhash
 import zstandard
+from calibrated import PARAMETERS, calibrate_tiny
 from graphs import write_tiny
 
 from cloud_service.scheduler import Scheduler
@@ -36,10 +37,19 @@ from cloud_service.tail import Tail
 from edge_agent.head import Head
 from edge_agent.loop import Agent
 from splitserve.artifact import Artifact
-from splitserve.codec import CODECS, Codec, RawCodec, build_codec
+from splitserve.codec import (
+    CODECS,
+    Codec,
+    Codecs,
+    RawCodec,
+    References,
+    StepAnsCodec,
+    Symbols,
+    build_codec,
+)
 from splitserve.errors import CodecError, ContractError, WireError
 from splitserve.runtime import Chain, RuntimeOptions, open_chain
-from splitserve.split import choose_cuts, find_cuts, load_graph, mark_fused, recipe_of, split_model
+from splitserve.split import choose_cuts, load_graph, recipe_of, split_model
 from splitserve.tensors import Array
 from splitserve.wire import (
     HEADER_BYTES,
@@ -93,8 +103,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Valid frames: what the mutations start from."""
+    """Valid frames: what the mutations start from; `known` is what some requests build on."""
 
+    known: tuple[Symbols, ...]
     requests: tuple[Request, ...]
     replies: tuple[Reply, ...]
     refusals: tuple[Refusal, ...]
@@ -107,7 +118,8 @@ def make_corpus(artifact: Artifact, chain: Chain) -> Corpus:
     """Collect requests at every cut with every codec, and the replies to them."""
     tail = Tail(artifact, chain, max_batch=MAX_BATCH)
     spec = artifact.manifest.inputs[0]
-    requests = []
+    codecs_of, requests, known = Codecs(artifact), [], []
+    tables = [p for p in range(1, len(chain)) if is_coded(codecs_of, p)]
     for batch in (1, 3):
         shape = [size if isinstance(size, int) else batch for size in spec.shape]
         image = {spec.name: np.random.default_rng(0).normal(size=shape).astype(spec.dtype)}
@@ -116,10 +128,17 @@ def make_corpus(artifact: Artifact, chain: Chain) -> Corpus:
             tensors = [features[s.name] for s in artifact.manifest.egress(position)]
             codecs = (build_codec("raw"), RawCodec(exact=True), build_codec("affine-u8"))
             requests += [request_of(artifact, position, codec, tensors) for codec in codecs]
+            calibrated = (codecs_of.encoder("step-ans", position, q) for q in PARAMETERS)
+            for codec in calibrated if position in tables else ():
+                requests.append(request_of(artifact, position, codec, tensors))
+                request, reference = built_request(artifact, position, codec, tensors)
+                requests.append(request)
+                known.append(reference)
     height, width = artifact.manifest.preprocess.crop
     pixels = np.random.default_rng(0).integers(0, 255, (1, height, width, 3), np.uint8)
     requests += [request_of(artifact, 0, build_codec(n), [pixels]) for n in ("jpeg", "webp")]
-    replies = [tail.answer(request) for request in requests]
+    references = remembering(known)
+    replies = [tail.answer(request, references=references) for request in requests]
     affine = build_codec("affine-u8")
     for request, reply in zip(requests[:6], replies[:6], strict=True):
         logits = np.frombuffer(reply.sections[0].payload, "<f4", offset=1)
@@ -128,12 +147,40 @@ def make_corpus(artifact: Artifact, chain: Chain) -> Corpus:
         replies.append(replace(reply, codec=affine.number, sections=(Section(shape, payload),)))
         assert reply.request_id == request.request_id
     refusals = [Refusal(code, f"{code.name}, naïvely", bytes(16), 0.5) for code in RefusalCode]
-    return Corpus(tuple(requests), tuple(replies), tuple(refusals))
+    return Corpus(tuple(known), tuple(requests), tuple(replies), tuple(refusals))
 
 
 def request_of(artifact: Artifact, position: int, codec: Codec, tensors: list[Array]) -> Request:
     sections = tuple(Section(tensor.shape, codec.encode(tensor)) for tensor in tensors)
-    return Request(bytes(range(16)), artifact.id, position, codec.number, sections)
+    number, parameter = codec.number, codec.parameter
+    return Request(bytes(range(16)), artifact.id, position, number, sections, None, parameter)
+
+
+def is_coded(codecs: Codecs, position: int) -> bool:
+    codec = codecs.encoder("step-ans", position)
+    assert isinstance(codec, StepAnsCodec)
+    return codec.is_coded(0)
+
+
+def built_request(
+    artifact: Artifact, position: int, codec: Codec, tensors: list[Array]
+) -> tuple[Request, Symbols]:
+    """A request whose one payload builds on features that are nearly the same."""
+    assert isinstance(codec, StepAnsCodec)
+    request = request_of(artifact, position, codec, tensors)
+    symbols = codec.quantise(tensors[0])
+    moved = symbols.values.copy()
+    moved.flat[::17] += 1
+    reference = replace(symbols, values=moved)
+    section = Section(tensors[0].shape, codec.pack(symbols, reference))
+    return replace(request, sections=(section, *request.sections[1:])), reference
+
+
+def remembering(known: Sequence[Symbols]) -> References:
+    references = References()
+    for symbols in known:
+        references.keep(symbols)
+    return references
 
 
 def repair(data: bytes | bytearray) -> bytes:
@@ -223,7 +270,7 @@ def claims_made_up(corpus: Corpus, rng: random.Random) -> bytes:
             shape = (rng.choice(sizes[:-2]), *section.shape[1:])
         payload = rng.choice((section.payload, b"", rng.randbytes(rng.randint(1, 60))))
         sections.append(Section(shape, payload))
-    codec = rng.choice((frame.codec, 1, 2, 3, 4, rng.randrange(256)))
+    codec = rng.choice((frame.codec, 1, 2, 3, 4, 5, rng.randrange(256)))
     cut = rng.choice((frame.cut, rng.randint(0, 4), rng.randrange(0x10000)))
     return encode_frame(replace(frame, cut=cut, codec=codec, sections=tuple(sections)))
 
@@ -241,6 +288,25 @@ def zstd_made_up(corpus: Corpus, rng: random.Random) -> bytes:
     return encode_frame(replace(frame, codec=CODECS["affine-u8"].number, sections=(section,)))
 
 
+def step_ans_made_up(corpus: Corpus, rng: random.Random) -> bytes:
+    """Any kind, motion level, tag, layer sizes, rate and batch around a good or a made-up stream."""
+    number = CODECS["step-ans"].number
+    frame = rng.choice([request for request in corpus.requests if request.codec == number])
+    section = frame.sections[0]
+    tag = rng.choice((rng.randbytes(8), *(struct.pack("<Q", one.tag) for one in corpus.known)))
+    size = rng.choice((0, 4, rng.randrange(200), 0x7FFF_FFFF, 0xFFFF_FFFF))
+    sizes = rng.choice((b"", struct.pack("<I", size)))
+    stream = rng.choice(
+        (bytes(section.payload[2:]), bytes(section.payload[10:]), rng.randbytes(40))
+    )
+    head = bytes((rng.randrange(5), rng.choice((0, 0, 1, 1, 2, 3, 255))))
+    payload = head + rng.choice((b"", tag)) + sizes + stream
+    shape = (rng.choice((1, 3, MAX_BATCH, rng.randint(1, MAX_BATCH))), *section.shape[1:])
+    parameter = rng.choice((frame.parameter, rng.randrange(1024), rng.randrange(1 << 32)))
+    sections = (Section(rng.choice((section.shape, shape)), payload), *frame.sections[1:])
+    return encode_frame(replace(frame, sections=sections, parameter=parameter))
+
+
 Mutation = Callable[[Corpus, random.Random], bytes]
 MUTATIONS: tuple[Mutation, ...] = (
     noise,
@@ -255,6 +321,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     payload_damaged,
     claims_made_up,
     zstd_made_up,
+    step_ans_made_up,
 )
 
 
@@ -264,8 +331,10 @@ MUTATIONS: tuple[Mutation, ...] = (
 class Ends:
     """Decoder, service and agent over one small artifact; `throw` returns what each made of it."""
 
-    def __init__(self, artifact: Artifact, chain: Chain) -> None:
+    def __init__(self, artifact: Artifact, chain: Chain, known: Sequence[Symbols]) -> None:
         self._limits = Limits()
+        self._known = known
+        self._references = References()
         self._scheduler = Scheduler(workers=1, waiting=8)
         tail = Tail(artifact, chain, max_batch=MAX_BATCH)
         self._service = Service(tail, self._scheduler, self._limits)
@@ -281,7 +350,9 @@ class Ends:
             return type(error).__name__
 
     async def _answer(self, data: bytes) -> str:
-        answer = await self._service.answer(data)
+        for symbols in self._known:  # other frames push them out
+            self._references.keep(symbols)
+        answer = await self._service.answer(data, self._references)
         encode_frame(answer)
         return answer.code.name if isinstance(answer, Refusal) else "Reply"
 
@@ -361,12 +432,13 @@ def fuzz(count: int | None = None, seconds: float | None = None, seed: int = 0) 
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny(Path(folder) / "tiny.onnx")
         graph = load_graph(model)
-        cuts = choose_cuts(graph, mark_fused(graph, find_cuts(graph)))
+        cuts = choose_cuts(graph)
         recipe = recipe_of(graph.model, "tiny")
-        artifact = split_model(graph, cuts, recipe, model, Path(folder) / "artifact")
+        plain = split_model(graph, cuts, recipe, model, Path(folder) / "artifact")
+        artifact = calibrate_tiny(plain.root, Path(folder) / "calibrated")
         chain = open_chain(artifact, RuntimeOptions(threads=1))
-    with kept_quiet() as log:
-        return asyncio.run(_fuzz(artifact, chain, log, (count, seconds, seed)))
+        with kept_quiet() as log:
+            return asyncio.run(_fuzz(artifact, chain, log, (count, seconds, seed)))
 
 
 async def _fuzz(
@@ -376,7 +448,8 @@ async def _fuzz(
     bounds: tuple[int | None, float | None, int],
 ) -> Result:
     count, seconds, seed = bounds
-    ends, corpus, rng = Ends(artifact, chain), make_corpus(artifact, chain), random.Random(seed)
+    corpus, rng = make_corpus(artifact, chain), random.Random(seed)
+    ends = Ends(artifact, chain, corpus.known)
     failure = await _warm_up(Run(ends, log), corpus)
     run, before, frames = Run(ends, log), _resident_bytes(), 0
     started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from splitserve.artifact import Preprocess
-from splitserve.split import Recipe, embed_recipe
+from splitserve.split import GraphView, Recipe, embed_recipe
 
 SIDE = 32
 CLASSES = 10
@@ -105,8 +106,49 @@ def write_tiny(path: Path, seed: int = 0, recipe: Recipe = TINY_RECIPE) -> Path:
     return path
 
 
-def random_dag(seed: int) -> onnx.ModelProto:
-    """Make a model of up to 24 nodes on (2,) tensors.
+def fork_net(*, reads_image_late: bool = False) -> onnx.ModelProto:
+    """Classify (batch, 3, 32, 32) by two branches that are narrow at the same time.
+
+    `a` and `b` (2, 8, 8) together are an eighth of `stem` (8, 16, 16) before them, and behind them
+    both branches are wide again until they meet. The picture itself may be read once more at the
+    end, so that it crosses every cut.
+    """
+    generator = np.random.default_rng(0)
+    weights = []
+    for name, (outputs, inputs) in {
+        "stem.conv": (8, 3), "a.conv": (2, 8), "b.conv": (2, 8), "c": (64, 2), "d": (64, 2),
+    }.items():  # fmt: skip
+        values = generator.standard_normal((outputs, inputs, 3, 3), np.float32)
+        weights.append(weight(f"{name}.weight", values / np.float32(np.sqrt(9 * inputs))))
+        weights.append(weight(f"{name}.bias", generator.standard_normal(outputs, np.float32)))
+    weights.append(weight("classes.weight", generator.standard_normal((CLASSES, 64), np.float32)))
+    nodes = [
+        conv("stem.conv", "image", stride=2),
+        relu("stem", "stem.conv"),
+        conv("a.conv", "stem", stride=2),
+        relu("a", "a.conv"),
+        conv("b.conv", "stem", stride=2),
+        relu("b", "b.conv"),
+        conv("c", "a"),
+        conv("d", "b"),
+        helper.make_node("Add", ["c", "d"], ["both"], "both"),
+        helper.make_node("GlobalAveragePool", ["both"], ["mean"], "mean"),
+        helper.make_node("Flatten", ["mean"], ["pool"], "pool", axis=1),
+        helper.make_node("Gemm", ["pool", "classes.weight"], ["scores"], "scores", transB=1),
+        helper.make_node("ReduceMax", ["image"], ["peak"], "peak", axes=[2, 3], keepdims=0),
+        helper.make_node("ReduceSum", ["peak", "axes"], ["bright"], "bright", keepdims=1),
+        helper.make_node("Add", ["scores", "bright"], ["logits"], "logits"),
+    ]
+    weights.append(numpy_helper.from_array(np.array([1]), "axes"))
+    if not reads_image_late:
+        nodes = nodes[:11]
+        nodes.append(helper.make_node("Gemm", ["pool", "classes.weight"], ["logits"], transB=1))
+    inputs = [floats("image", ["batch", 3, SIDE, SIDE])]
+    return model_of(nodes, inputs, [floats("logits", ["batch", CLASSES])], weights)
+
+
+def random_dag(seed: int, most_nodes: int = 64, narrowness: float = 0.8) -> onnx.ModelProto:
+    """Make a model of up to 24 nodes, or `most_nodes`, on (2,) tensors.
 
     It has one to three inputs and outputs, weights and Constant nodes, nodes of weights alone,
     nodes with two outputs, Ifs whose branches capture tensors, and nodes that no output depends on.
@@ -116,8 +158,10 @@ def random_dag(seed: int) -> onnx.ModelProto:
     nodes = [helper.make_node("Constant", [], ["c"], value=weight("", np.ones(2, np.float32)))]
     tensors, constants = list(inputs), ["w", "c"]
     for index in range(rng.randint(3, 16)):
+        if len(nodes) + 3 > most_nodes:
+            break
         # Mostly the newest tensors, so that narrow places come about.
-        near = tensors[-3:] if rng.random() < 0.8 else tensors
+        near = tensors[-3:] if rng.random() < narrowness else tensors
         sources = [rng.choice(near) for _ in range(rng.randint(1, 3))]
         if rng.random() < 0.2:
             sources.append(rng.choice(constants))
@@ -183,3 +227,34 @@ def reordered(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     del other.graph.node[:]
     other.graph.node.extend(order)
     return other
+
+
+def weighted(graph: GraphView, seed: int) -> GraphView:
+    """Give every node multiply-adds, often none, and every tensor a size, now and then none.
+
+    With every other seed tensors tend to shrink along the graph, so that many cuts are worth it.
+    """
+    rng = random.Random(seed)
+    ends = {spec.name for spec in (*graph.inputs, *graph.outputs)}
+    names = [spec.name for spec in graph.inputs]
+    names += [name for node in graph.nodes for name in node.outputs if name in graph.specs]
+    specs = {}
+    for place, name in enumerate(names):
+        size = rng.randint(1, 10**5)
+        if seed % 2:
+            size = 1 + int(10**6 * 0.6**place * (0.5 + rng.random()))
+        if name in ends or rng.random() < 0.95:
+            shape = (rng.choice((size, size, 2)),)
+            specs[name] = graph.specs[name].model_copy(update={"shape": shape})
+    work = [rng.choice((0, rng.randint(1, 9), rng.randint(1, 10**7))) for _ in graph.nodes]
+    nodes = [
+        replace(node, macs=0 if node.is_constant or node.is_dead else macs)
+        for node, macs in zip(graph.nodes, work, strict=True)
+    ]
+    return replace(
+        graph,
+        nodes=tuple(nodes),
+        specs=specs,
+        inputs=tuple(specs[spec.name] for spec in graph.inputs),
+        outputs=tuple(specs[spec.name] for spec in graph.outputs),
+    )

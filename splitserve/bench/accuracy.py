@@ -1,6 +1,5 @@
 """`splitserve bench accuracy`: top-1 and top-5 of a model on labelled pictures."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.progress import track
 from splitserve.bench.fixture import exported
 from splitserve.errors import UsageError
 from splitserve.output import print_document
-from splitserve.picture import read_picture
+from splitserve.picture import read_labels, read_picture
 from splitserve.runtime import Graph, RuntimeOptions
 from splitserve.settings import Settings
 from splitserve.split import load_graph, recipe_of
@@ -57,25 +56,6 @@ def run(options: Options) -> int:
             highlight=False,
         )
     return 0
-
-
-def read_labels(folder: Path) -> list[tuple[Path, int]]:
-    """Read labels.csv.
-
-    Raises:
-        UsageError: no such file, or a line without file and label.
-    """
-    path = folder / "labels.csv"
-    try:
-        with path.open(newline="") as file:
-            rows = [(folder / row["file"], int(row["label"])) for row in csv.DictReader(file)]
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: needs the columns file and label: {error}") from error
-    if not rows:
-        raise UsageError(f"{path}: no picture in it")
-    return rows
 
 
 def _ranks(model: Path, pictures: Sequence[tuple[Path, int]], console: Console) -> list[int]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from splitserve.artifact import Artifact
-from splitserve.split import choose_cuts, find_cuts, load_graph, mark_fused, recipe_of, split_model
+from splitserve.split import choose_cuts, load_graph, recipe_of, split_model
 from splitserve.split.command_export import CHECKOUT, export
 
 MODEL = "efficientnet_lite0"
@@ -22,5 +22,5 @@ def prepared(build: Path) -> tuple[Path, Artifact]:
     """Return the model, and its artifact with automatically chosen cuts."""
     model = exported(build)
     graph = load_graph(model)
-    cuts = choose_cuts(graph, mark_fused(graph, find_cuts(graph)))
+    cuts = choose_cuts(graph)
     return model, split_model(graph, cuts, recipe_of(graph.model, MODEL), model, build / "artifact")

@@ -9,18 +9,17 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
+from splitserve.codec.packing import compress, decompress, store, unstore
+from splitserve.codec.symbols import References
 from splitserve.errors import CodecError
 from splitserve.tensors import DTYPES, Array, FloatArray
 
 STORED = 0
 AFFINE = 1
-LEVEL = 1  # measured: level 3 costs time and saves nothing on such bytes
 LEVELS = 255
 CHANNEL_AXIS = 1
 FLOAT16_MAX = 65504
-BLOCK_BYTES, CHECKSUM_BYTES = 3, 4  # of zstd's format
 MIN_CHANNEL_ELEMENTS = 8  # below this the four bytes of side information outweigh a channel's gain
 
 
@@ -34,15 +33,16 @@ class AffineCodec:
     name: ClassVar[str] = "affine-u8"
     number: ClassVar[int] = 2
     takes_pixels: ClassVar[bool] = False
+    parameter = 0
 
-    def encode(self, tensor: Array) -> bytes:
+    def encode(self, tensor: Array, index: int = 0) -> bytes:  # noqa: ARG002
         """Quantise and compress.
 
         Raises:
             CodecError: a float tensor that holds an infinity or no number.
         """
         if tensor.dtype.kind != "f":
-            return bytes((STORED,)) + _compress(tensor.astype(tensor.dtype.newbyteorder("<")))
+            return bytes((STORED,)) + store(tensor)
         with np.errstate(over="ignore", invalid="ignore"):
             rows = _rows(tensor.astype(np.float32, copy=False))
         low, high = rows.min(axis=1, initial=np.inf), rows.max(axis=1, initial=-np.inf)
@@ -58,9 +58,16 @@ class AffineCodec:
         levels = np.rint((rows - _float32(minimum)[:, None]) / scale[:, None])
         values = np.clip(levels, 0, LEVELS).astype(np.uint8)
         content = minimum.tobytes() + step.tobytes() + values.tobytes()
-        return bytes((AFFINE,)) + _compress(content)
+        return bytes((AFFINE,)) + compress(content)
 
-    def decode(self, payload: memoryview, shape: tuple[int, ...], dtype: str) -> Array:
+    def decode(
+        self,
+        payload: memoryview,
+        shape: tuple[int, ...],
+        dtype: str,
+        index: int = 0,  # noqa: ARG002
+        references: References | None = None,  # noqa: ARG002
+    ) -> Array:
         """Decompress to exactly the size that the shape asks for, then restore the values.
 
         Raises:
@@ -73,13 +80,9 @@ class AffineCodec:
             raise CodecError(f"affine-u8 payload with mode {mode} for {dtype}")
         elements = math.prod(shape)
         if not is_float:
-            stored = DTYPES[dtype].newbyteorder("<")
-            content = _decompress(payload[1:], elements * stored.itemsize)
-            if dtype == "bool" and np.frombuffer(content, np.uint8).max(initial=0) > 1:
-                raise CodecError("a bool that is neither 0 nor 1")
-            return np.frombuffer(content, stored).reshape(shape).astype(DTYPES[dtype])
+            return unstore(payload[1:], shape, dtype)
         channels = _channels(shape)
-        content = _decompress(payload[1:], 4 * channels + elements)
+        content = decompress(payload[1:], 4 * channels + elements)
         minimum, step = np.frombuffer(content, "<u2", count=2 * channels).reshape(2, -1)
         values = np.frombuffer(content, np.uint8, offset=4 * channels).reshape(channels, -1)
         offset, scale = _float32(minimum)[:, None], _float32(step)[:, None]
@@ -131,29 +134,3 @@ def _bfloat16_up(values: FloatArray) -> npt.NDArray[np.uint16]:
 
 def _float32(halves: npt.NDArray[np.uint16]) -> FloatArray:
     return (halves.astype(np.uint32) << 16).view(np.float32)
-
-
-def _compress(content: bytes | Array) -> bytes:
-    return zstandard.ZstdCompressor(level=LEVEL).compress(
-        content if isinstance(content, bytes) else content.tobytes()
-    )
-
-
-def _decompress(payload: memoryview, expected: int) -> bytes:
-    """Decompress a frame that states exactly the expected size; nothing larger is allocated."""
-    try:
-        frame = zstandard.get_frame_parameters(payload)
-        if frame.content_size != expected:
-            raise CodecError(
-                f"a zstd frame of {frame.content_size} bytes where {expected} are expected"
-            )
-        if not expected:  # zstandard looks no further once it reads a content size of zero
-            end = zstandard.frame_header_size(payload) + BLOCK_BYTES
-            if len(payload) != end + CHECKSUM_BYTES * frame.has_checksum:
-                raise CodecError(f"an empty zstd frame in {len(payload)} bytes")
-        content = zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CodecError(f"a broken zstd frame: {error}") from error
-    if len(content) != expected:
-        raise CodecError(f"{len(content)} bytes where {expected} are expected")
-    return content

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from splitserve.codec.symbols import References
 from splitserve.errors import CodecError, PictureError
 from splitserve.picture import PictureFormat, decode_pixels, encode_pixels
 from splitserve.tensors import Array
@@ -20,13 +21,14 @@ class _PictureCodec:
     """
 
     takes_pixels: ClassVar[bool] = True
+    parameter = 0
     picture_format: ClassVar[PictureFormat]
     default_quality: ClassVar[int]
 
     def __init__(self, quality: int | None = None) -> None:
         self.quality = self.default_quality if quality is None else quality
 
-    def encode(self, tensor: Array) -> bytes:
+    def encode(self, tensor: Array, index: int = 0) -> bytes:  # noqa: ARG002
         """Compress one picture.
 
         Raises:
@@ -35,7 +37,14 @@ class _PictureCodec:
         _check(tensor.shape, str(tensor.dtype))
         return encode_pixels(tensor[0], self.picture_format, self.quality)
 
-    def decode(self, payload: memoryview, shape: tuple[int, ...], dtype: str) -> Array:
+    def decode(
+        self,
+        payload: memoryview,
+        shape: tuple[int, ...],
+        dtype: str,
+        index: int = 0,  # noqa: ARG002
+        references: References | None = None,  # noqa: ARG002
+    ) -> Array:
         """Decompress a picture of exactly this shape.
 
         Raises:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from splitserve.codec.symbols import References
 from splitserve.errors import CodecError
 from splitserve.tensors import DTYPES, Array
 
@@ -22,11 +23,12 @@ class RawCodec:
     name: ClassVar[str] = "raw"
     number: ClassVar[int] = 1
     takes_pixels: ClassVar[bool] = False
+    parameter = 0
 
     def __init__(self, *, exact: bool = False) -> None:
         self.exact = exact
 
-    def encode(self, tensor: Array) -> bytes:
+    def encode(self, tensor: Array, index: int = 0) -> bytes:  # noqa: ARG002
         """Store float32 as float16 unless that would make a finite value infinite."""
         if tensor.dtype == np.float32 and not self.exact:
             with np.errstate(over="ignore"):
@@ -35,7 +37,14 @@ class RawCodec:
                 return bytes((HALF,)) + half.tobytes()
         return bytes((EXACT,)) + tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
 
-    def decode(self, payload: memoryview, shape: tuple[int, ...], dtype: str) -> Array:
+    def decode(
+        self,
+        payload: memoryview,
+        shape: tuple[int, ...],
+        dtype: str,
+        index: int = 0,  # noqa: ARG002
+        references: References | None = None,  # noqa: ARG002
+    ) -> Array:
         """Read the values back; the payload's length must fit the shape.
 
         Raises:

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from splitserve.output import print_document
 from splitserve.settings import Names, Settings
-from splitserve.split.cuts import choose_cuts, find_cuts, mark_fused
+from splitserve.split.choose import choose_cuts
 from splitserve.split.extract import split_model
 from splitserve.split.graph import load_graph
 from splitserve.split.recipe import read_recipe, recipe_of
+from splitserve.split.shapes import parse_shapes, warn_of_free_sizes
 
 
 class Options(Settings):
@@ -28,7 +29,10 @@ class Options(Settings):
     output: Path = Path("artifact")
     """Folder to write."""
     cuts: Names = Field(default_factory=list)
-    """Tensor names, comma-separated; `all` takes every cut. Left out, the useful ones are found."""
+    """Names of cuts, comma-separated, tensors that cross together joined by `+`; `all` takes every
+    single-tensor cut. Left out, the useful ones are found."""
+    shape: Names = Field(default_factory=list)
+    """Sizes of free dimensions, `NAME=Nx3x320x320` for an input; N keeps one free."""
     recipe: Path | None = None
     """recipe.toml with preprocessing and labels; by default what the ONNX file carries."""
     as_json: bool = False
@@ -37,9 +41,10 @@ class Options(Settings):
 
 def run(options: Options) -> int:
     """Write the artifact."""
-    graph = load_graph(options.model)
-    cuts = mark_fused(graph, find_cuts(graph))
-    chosen = cuts if options.cuts == ["all"] else choose_cuts(graph, cuts, options.cuts)
+    graph = load_graph(options.model, parse_shapes(options.shape))
+    warn_of_free_sizes(graph.inputs)
+    with Console(stderr=True).status("searching cuts"):
+        chosen = choose_cuts(graph, options.cuts)
     recipe = (
         read_recipe(options.recipe)
         if options.recipe

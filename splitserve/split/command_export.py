@@ -13,6 +13,7 @@ from splitserve.settings import Settings
 from splitserve.split.recipe import embed_recipe, read_recipe
 
 TIMEOUT_S = 1800
+CALLED_WRONGLY = 2
 CHECKOUT = Path(splitserve.__file__).parent.parent / "models"
 
 
@@ -29,6 +30,8 @@ class Options(Settings):
     """Folder in models/, e.g. efficientnet_lite0."""
     output: Path | None = None
     """ONNX file to write; by default build/NAME.onnx."""
+    weights: Path | None = None
+    """Weights file, for a recipe that takes one, e.g. cifar_resnet."""
     models: Path = CHECKOUT
     """Folder of recipes; by default the checkout's."""
 
@@ -37,7 +40,7 @@ def run(options: Options) -> int:
     """Export and describe one model."""
     target = options.output or Path("build") / f"{options.name}.onnx"
     with Console(stderr=True).status(f"exporting {options.name}"):
-        export(options.models / options.name, target)
+        export(options.models / options.name, target, options.weights)
     Console(stderr=True).print(
         f"{target}: {target.stat().st_size / 1e6:.1f} MB\nnext: splitserve cuts {target}",
         highlight=False,
@@ -47,11 +50,16 @@ def run(options: Options) -> int:
     return 0
 
 
-def export(folder: Path, target: Path) -> None:
+def export(folder: Path, target: Path, weights: Path | None = None) -> None:
     """Run a recipe's export.py in a process of its own, then embed recipe.toml into its file.
 
+    Args:
+        folder: the recipe's folder.
+        target: ONNX file to write.
+        weights: file that the recipe reads its weights from, where it takes one.
+
     Raises:
-        UsageError: no such recipe.
+        UsageError: no such recipe, or weights missing where it needs them or given where not.
         SplitServeError: the recipe failed; the message is its last line.
     """
     script = folder / "export.py"
@@ -62,11 +70,12 @@ def export(folder: Path, target: Path) -> None:
             " (--models names another folder)"
         )
     recipe = read_recipe(folder / "recipe.toml")
+    words = ["--weights", str(weights)] if weights else []
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.part")
     try:
         done = subprocess.run(
-            [sys.executable, str(script), str(partial)],
+            [sys.executable, str(script), *words, str(partial)],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
@@ -74,7 +83,8 @@ def export(folder: Path, target: Path) -> None:
         )
         if done.returncode != 0:
             last = (done.stderr.strip() or "no message").splitlines()[-1]
-            raise SplitServeError(f"{script} failed ({done.returncode}): {last}")
+            kind = UsageError if done.returncode == CALLED_WRONGLY else SplitServeError
+            raise kind(f"{script} failed ({done.returncode}): {last}")
         embed_recipe(partial, recipe)
         partial.replace(target)
     except subprocess.TimeoutExpired as error:

@@ -16,10 +16,12 @@ from splitserve.artifact import Artifact, Preprocess, load_artifact
 from splitserve.errors import UsageError
 from splitserve.output import print_document
 from splitserve.picture import list_pictures, read_picture
-from splitserve.settings import Counts, Settings
-from splitserve.split.cuts import find_cuts
+from splitserve.settings import Counts, Names, Settings
+from splitserve.split.cuts import CutCandidate, find_cuts
+from splitserve.split.frontier import find_frontier
 from splitserve.split.graph import GraphView, load_graph
 from splitserve.split.recipe import recipe_of
+from splitserve.split.shapes import parse_shapes, sizes_of, warn_of_free_sizes
 from splitserve.split.verify import TOLERANCE, CutError, compare_artifact, compare_cuts
 from splitserve.tensors import DTYPES, Array, Tensors
 
@@ -41,6 +43,11 @@ class Options(Settings):
     """ONNX file, or artifact folder."""
     model: Path | None = None
     """The ONNX file that the artifact was made from."""
+    shape: Names = Field(default_factory=list)
+    """Sizes of an ONNX file's free dimensions, `NAME=Nx3x320x320` for an input; N keeps one
+    free. An artifact's own sizes are taken from its manifest."""
+    frontier: bool = False
+    """Of an ONNX file try the cuts of several tensors on the Pareto frontier too."""
     images: Path | None = None
     """Folder of pictures to compare on; without it, seeded random inputs are used."""
     batch: Counts = Field(default=[1, 3], min_length=1)
@@ -55,21 +62,41 @@ def run(options: Options) -> int:
     if options.target.is_dir():
         if options.model is None:
             raise UsageError("an artifact is compared with its model: add --model MODEL.onnx")
-        graph, artifact = load_graph(options.model), load_artifact(options.target)
+        artifact = load_artifact(options.target)
+        graph = _same_sizes(options.model, artifact)
         _refuse_other_interface(graph, artifact)
         inputs = _inputs(graph, artifact.manifest.preprocess, options)
         steps: Iterable[CutError] = compare_artifact(graph, artifact, inputs)
         heads = len(artifact.manifest.files) - len(artifact.manifest.segments)
         count = len(inputs) * (1 + heads)
     else:
-        graph = load_graph(options.target)
+        graph = load_graph(options.target, parse_shapes(options.shape))
+        warn_of_free_sizes(graph.inputs)
         preprocess = recipe_of(graph.model, options.target.stem).preprocess
         inputs = _inputs(graph, preprocess, options)
-        cuts = find_cuts(graph)
+        cuts = _cuts(graph, options)
         steps, count = compare_cuts(graph, cuts, inputs), len(cuts) * len(inputs)
     errors = list(track(steps, "verifying", total=count, console=console, transient=True))
     _report(errors, options)
     return 0 if all(error.is_good for error in errors) else 3
+
+
+def _cuts(graph: GraphView, options: Options) -> list[CutCandidate]:
+    """Every single-tensor cut, with --frontier also those of several tensors that are on it."""
+    singles = find_cuts(graph)
+    if not options.frontier:
+        return singles
+    with Console(stderr=True).status("searching the frontier"):
+        cuts = {cut.head: cut for cut in (*singles, *find_frontier(graph))}
+    return sorted(cuts.values(), key=lambda cut: cut.head.bit_count())
+
+
+def _same_sizes(model: Path, artifact: Artifact) -> GraphView:
+    """Load the model with the sizes that were fixed when the artifact was made."""
+    try:
+        return load_graph(model, sizes_of(artifact.manifest.inputs))
+    except UsageError:  # other inputs or other sizes: told by the comparison of interfaces
+        return load_graph(model)
 
 
 def _refuse_other_interface(graph: GraphView, artifact: Artifact) -> None:
@@ -82,10 +109,9 @@ def _refuse_other_interface(graph: GraphView, artifact: Artifact) -> None:
 
 
 def _inputs(graph: GraphView, preprocess: Preprocess | None, options: Options) -> list[Tensors]:
-    fixed = [
-        spec.shape[0] for spec in graph.inputs if spec.shape and isinstance(spec.shape[0], int)
-    ]
-    batches = fixed[:1] or options.batch
+    firsts = [spec.shape[0] for spec in graph.inputs if spec.shape]
+    fixed = [size for size in firsts if isinstance(size, int)]
+    batches = options.batch if len(fixed) < len(firsts) else fixed[:1] or [1]
     if options.images is None:
         return [_random(graph, batch) for batch in batches]
     if preprocess is None or len(graph.inputs) != 1:

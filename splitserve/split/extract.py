@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from splitserve.artifact import Artifact, Cut, Manifest, ModelFacts, Segment, write_artifact
 from splitserve.errors import GraphError, UsageError
-from splitserve.split.cuts import CutCandidate
+from splitserve.split.cuts import CutCandidate, bits
 from splitserve.split.graph import GraphView
+from splitserve.split.model_file import model_sha256, serialise
 from splitserve.split.recipe import Recipe
 from splitserve.tensors import DTYPES, TensorSpec
 
@@ -23,23 +24,30 @@ TOOLS = ("splitserve", "onnx", "onnxruntime", "numpy")
 def extract(
     graph: GraphView, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> onnx.ModelProto:
-    """Build the model that computes `outputs` from `inputs`.
+    """Build the model that computes, from `inputs`, those of `outputs` that are not among them.
 
-    Initialisers and nodes that depend on them alone are copied into every part that reads them.
-    The stock extractor is not used: it refuses tensors without value_info and walks the graph
-    recursively.
+    It takes only the inputs that it reads. Initialisers and nodes that depend on them alone are
+    copied into every part that reads them. The stock extractor is not used: it refuses tensors
+    without value_info and walks the graph recursively.
 
     Raises:
         GraphError: an output depends on a model input that is not among `inputs`.
+        UsageError: every output is an input already, so the part would be empty.
     """
-    needed = {spec.name for spec in outputs} - {spec.name for spec in inputs}
     given = {spec.name for spec in inputs}
+    made = [spec for spec in outputs if spec.name not in given]
+    if not made:
+        names = ", ".join(spec.name for spec in outputs)
+        raise UsageError(f"nothing is left to compute between two cuts: {names} cross both")
+    needed = {spec.name for spec in made}
+    read: set[str] = set()
     picked = []
     for proto, node in zip(reversed(graph.model.graph.node), reversed(graph.nodes), strict=True):
         if needed.intersection(node.outputs):
             picked.append(proto)
             needed.difference_update(node.outputs)
             needed.update(name for name in node.inputs if name not in given)
+            read.update(node.inputs)
     weights = [value for value in graph.model.graph.initializer if value.name in needed]
     missing = needed - {value.name for value in weights}
     if missing:
@@ -47,8 +55,8 @@ def extract(
     part = onnx.helper.make_graph(
         picked[::-1],
         graph.model.graph.name or "part",
-        [_value_info(spec) for spec in inputs],
-        [_value_info(spec) for spec in outputs],
+        [_value_info(spec) for spec in inputs if spec.name in read],
+        [_value_info(spec) for spec in made],
         weights,
     )
     model = onnx.helper.make_model(part, opset_imports=graph.model.opset_import)
@@ -70,13 +78,13 @@ def split_model(
 
     Args:
         graph: view of the model in `source`.
-        cuts: where, in the order of the graph.
+        cuts: where, in the order of the graph; each head holds the one before.
         recipe: name, preprocessing and labels.
-        source: the ONNX file, for its hash.
+        source: the ONNX file, for its hash; weights beside it count.
         target: the folder to write.
 
     Raises:
-        UsageError: the recipe does not fit the model.
+        UsageError: the recipe does not fit the model, or two cuts are the same.
     """
     writer = _Writer(graph, cuts)
     segments = tuple(writer.part(f"s{i}.onnx", i, i + 1) for i in range(len(cuts) + 1))
@@ -86,7 +94,7 @@ def split_model(
         manifest = Manifest(
             model=ModelFacts(
                 name=recipe.name,
-                sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+                sha256=model_sha256(source),
                 opset=graph.opset,
                 macs=graph.macs,
             ),
@@ -95,8 +103,8 @@ def split_model(
             segments=segments,
             cuts=tuple(
                 Cut(
-                    name=cut.tensor.name,
-                    egress=(cut.tensor,),
+                    name=cut.name,
+                    egress=cut.egress,
                     macs_share=round(cut.macs_share, 6),
                     fused_head=head,
                 )
@@ -132,19 +140,19 @@ class _Writer:
 
     def __init__(self, graph: GraphView, cuts: Sequence[CutCandidate]) -> None:
         self._graph = graph
-        self._borders = [graph.inputs, *((cut.tensor,) for cut in cuts), graph.outputs]
-        self._marks = [0, *(cut.nodes for cut in cuts), len(graph.nodes)]
+        self._borders = [graph.inputs, *(cut.egress for cut in cuts), graph.outputs]
+        self._heads = [0, *(cut.head for cut in cuts), (1 << len(graph.nodes)) - 1]
         self.contents: dict[str, bytes] = {}
 
     def part(self, file: str, start: int, stop: int) -> Segment:
         """Extract what lies between two positions."""
         part = extract(self._graph, self._borders[start], self._borders[stop])
-        content = part.SerializeToString(deterministic=True)
+        content = serialise(part, f"{file}, the part of the model between two cuts,")
         self.contents[file] = content
-        nodes = self._graph.nodes[self._marks[start] : self._marks[stop]]
+        inside = bits(self._heads[stop] & ~self._heads[start])
         return Segment(
             file=file,
             sha256=hashlib.sha256(content).hexdigest(),
             bytes=len(content),
-            macs=sum(node.macs for node in nodes),
+            macs=sum(self._graph.nodes[index].macs for index in inside),
         )

@@ -1,19 +1,22 @@
 """Read-only view of an ONNX graph: what is computed from what, in which shape, at which cost."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
-from pydantic import ValidationError
+from google.protobuf.message import EncodeError
 
-from splitserve.errors import GraphError, UsageError
-from splitserve.tensors import DTYPES, TensorSpec
+from splitserve.errors import GraphError
+from splitserve.split.infer import Shape, infer, known_shapes
+from splitserve.split.model_file import read_model
+from splitserve.split.shapes import Sizes, fix_shapes
+from splitserve.tensors import TensorSpec
 
 OPSET_MIN = 11
+OPSET_RAISED = 13
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 # Where each mixing operation keeps its weight; MatMul and Gemm multiply their last common axis.
@@ -24,8 +27,6 @@ RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
      "Bernoulli"}
 )  # fmt: skip
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +76,20 @@ class GraphView:
         return _opset(self.model)
 
 
-def load_graph(path: Path) -> GraphView:
+def load_graph(path: Path, shapes: Mapping[str, Sizes] | None = None) -> GraphView:
     """Read an ONNX file and refuse what cannot be split, with the node and the reason.
 
+    Args:
+        path: the file; weights in files beside it are read too.
+        shapes: sizes to fix, by input; see `fix_shapes`.
+
     Raises:
-        UsageError: no such file.
+        UsageError: no such file, or shapes that are not those of the model's inputs.
         GraphError: not an ONNX model, or one with parts that this version does not split.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    try:
-        model = onnx.load(str(path), format="protobuf")
-        onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise GraphError(f"{path}: not a valid ONNX model: {error}") from error
+    model = read_model(path)
+    _refuse_old_opset(model, path)
+    fix_shapes(model.graph, shapes or {})
     return view(model)
 
 
@@ -96,24 +97,30 @@ def view(model: onnx.ModelProto) -> GraphView:
     """Build the view of a parsed model; local functions are written out in place.
 
     Raises:
-        GraphError: sparse initialisers, an opset below 11, a foreign operator domain, no input,
-            or a graph that ONNX cannot infer shapes for.
+        GraphError: sparse initialisers, an opset below 11, a foreign operator domain, no input or
+            output, or a graph that ONNX cannot infer shapes for.
     """
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    _refuse_unsupported(model)
+    _refuse_old_opset(model)
     try:
-        symbolic = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        concrete = onnx.shape_inference.infer_shapes(_with_free_dims_one(model), data_prop=True)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        _refuse_parts(model.graph)
+        inferred = infer(model)
     except onnx.shape_inference.InferenceError as error:
         raise GraphError(f"shapes cannot be inferred: {error}") from error
+    except UnicodeDecodeError as error:
+        raise GraphError(f"a name in the model is damaged: {error}") from error
+    except EncodeError as error:
+        raise GraphError(
+            "over 2 GiB lie in local functions, Constant nodes or bodies of control flow; only"
+            " initialisers of the graph itself may be that large"
+        ) from error
     initialisers = {value.name for value in model.graph.initializer}
-    inputs = [value for value in symbolic.graph.input if value.name not in initialisers]
+    inputs = [value for value in model.graph.input if value.name not in initialisers]
     if not inputs:
         raise GraphError("the model has no input, so there is nothing to split")
-    specs = {
-        value.name: spec for value in _values(symbolic.graph) if (spec := _spec(value)) is not None
-    }
+    _refuse_odd_ends(model.graph)
+    specs = inferred.specs
     missing = [v.name for v in (*inputs, *model.graph.output) if v.name not in specs]
     if missing:
         raise GraphError(f"{missing[0]}: not a dense tensor of known rank and a common dtype")
@@ -121,18 +128,33 @@ def view(model: onnx.ModelProto) -> GraphView:
         model=model,
         inputs=tuple(specs[value.name] for value in inputs),
         outputs=tuple(specs[value.name] for value in model.graph.output),
-        nodes=_nodes(concrete.graph, initialisers),
+        nodes=_nodes(inferred.graph, inferred.shapes, initialisers),
         specs=specs,
     )
 
 
-def _refuse_unsupported(model: onnx.ModelProto) -> None:
+def _refuse_old_opset(model: onnx.ModelProto, path: Path | None = None) -> None:
     if _opset(model) < OPSET_MIN:
-        raise GraphError(
-            f"opset {_opset(model)}; splitserve reads opset {OPSET_MIN} and newer"
-            " (onnx.version_converter can raise it)"
+        name = str(path or "model.onnx")
+        command = (
+            "import onnx, onnx.version_converter as v;"
+            f" onnx.save(v.convert_version(onnx.load({name!r}), {OPSET_RAISED}), 'raised.onnx')"
         )
-    _refuse_parts(model.graph)
+        raise GraphError(
+            f"opset {_opset(model)}; splitserve reads opset {OPSET_MIN} and newer. ONNX itself"
+            f' raises most models: python -c "{command}"'
+        )
+
+
+def _refuse_odd_ends(graph: onnx.GraphProto) -> None:
+    names = [value.name for value in graph.output]
+    if not graph.node:
+        raise GraphError("the model has no node, so there is nothing to split")
+    if not names:
+        raise GraphError("the model has no output, so there is nothing to answer")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise GraphError(f"output {twice[0]!r} is listed {names.count(twice[0])} times")
 
 
 def _refuse_parts(graph: onnx.GraphProto) -> None:
@@ -183,54 +205,9 @@ def _opset(model: onnx.ModelProto) -> int:
     return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def _with_free_dims_one(model: onnx.ModelProto) -> onnx.ModelProto:
-    frozen = onnx.ModelProto()
-    frozen.CopyFrom(model)
-    for value in frozen.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_value < 1:
-                dim.dim_value = 1
-    del frozen.graph.value_info[:]
-    for value in frozen.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    return frozen
-
-
-def _values(graph: onnx.GraphProto) -> Iterable[onnx.ValueInfoProto]:
-    return (*graph.input, *graph.value_info, *graph.output)
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec | None:
-    kind = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-        return None
-    try:
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    except KeyError:
-        return None
-    if dtype not in DTYPES:
-        return None
-    dims = (
-        dim.dim_value if dim.dim_value > 0 else dim.dim_param or f"{value.name}.{axis}"
-        for axis, dim in enumerate(kind.shape.dim)
-    )
-    try:
-        return TensorSpec(name=value.name, dtype=dtype, shape=tuple(dims))
-    except ValidationError as error:  # a damaged file may hold bytes where text belongs
-        raise GraphError(f"the name or shape of tensor {value.name!r} is damaged") from error
-
-
-def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
-    shapes = {value.name: tuple(value.dims) for value in graph.initializer}
-    for value in _values(graph):
-        shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        if value.type.tensor_type.HasField("shape") and all(size > 0 for size in shape):
-            shapes.setdefault(value.name, shape)
-    return shapes
-
-
-def _nodes(graph: onnx.GraphProto, initialisers: set[str]) -> tuple[Node, ...]:
-    shapes = _shapes(graph)
+def _nodes(
+    graph: onnx.GraphProto, shapes: Mapping[str, Shape], initialisers: set[str]
+) -> tuple[Node, ...]:
     constant, alive = set(initialisers), _alive(graph)
     nodes = []
     for index, proto in enumerate(graph.node):
@@ -254,7 +231,7 @@ def _alive(graph: onnx.GraphProto) -> set[int]:
 
 
 def _body_macs(body: onnx.GraphProto, shapes: Mapping[str, Shape]) -> int:
-    inside = {**shapes, **_shapes(body)}
+    inside = {**shapes, **known_shapes(body)}
     return sum(_macs(node, inside) for node in body.node)
 
 

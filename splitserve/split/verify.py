@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import onnx
 
 from splitserve.artifact import Artifact
 from splitserve.runtime import Chain, Graph, RuntimeOptions, open_chain
 from splitserve.split.cuts import CutCandidate
 from splitserve.split.extract import extract
 from splitserve.split.graph import GraphView
-from splitserve.tensors import Array, Tensors
+from splitserve.split.model_file import runnable
+from splitserve.tensors import Array, Tensors, TensorSpec
 
 TOLERANCE = 1e-5  # fused kernels add in another order than separate ones
 
@@ -50,14 +53,12 @@ def compare_cuts(
     Yields:
         One result per cut and batch.
     """
-    content = graph.model.SerializeToString()
-    wanted = {mode: _whole(content, mode, inputs) for mode in (False, True)}
+    wanted = _whole(graph, inputs)
     for cut in cuts:
-        border = (cut.tensor,)
-        parts = [extract(graph, graph.inputs, border), extract(graph, border, graph.outputs)]
-        contents = [part.SerializeToString() for part in parts]
-        got = {mode: _in_turn(contents, mode, inputs) for mode in (False, True)}
-        yield from _compare(cut.tensor.name, wanted, got, inputs)
+        borders = (graph.inputs, cut.egress, graph.outputs)
+        parts = [extract(graph, before, behind) for before, behind in pairwise(borders)]
+        got = {mode: _in_turn(parts, borders, mode, inputs) for mode in (False, True)}
+        yield from _compare(cut.name, wanted, got, inputs)
 
 
 def compare_artifact(
@@ -68,8 +69,7 @@ def compare_artifact(
     The shared segments run in the same order whatever the plan, so one comparison per batch size
     covers them; each fused head is compared with the segments behind it.
     """
-    content = graph.model.SerializeToString()
-    wanted = {mode: _whole(content, mode, inputs) for mode in (False, True)}
+    wanted = _whole(graph, inputs)
     names = {len(artifact.manifest.segments): "all segments"}
     for position, cut in enumerate(artifact.manifest.cuts, 1):
         if cut.fused_head:
@@ -94,16 +94,23 @@ def _through(chain: Chain, position: int, tensors: Tensors) -> dict[str, Array]:
 Results = Sequence[dict[str, Array]]
 
 
-def _whole(content: bytes, optimise: bool, inputs: Sequence[Tensors]) -> Results:
-    return _in_turn([content], optimise, inputs)
+def _whole(graph: GraphView, inputs: Sequence[Tensors]) -> dict[bool, Results]:
+    ends = (graph.inputs, graph.outputs)
+    return {mode: _in_turn([graph.model], ends, mode, inputs) for mode in (False, True)}
 
 
-def _in_turn(contents: Sequence[bytes], optimise: bool, inputs: Sequence[Tensors]) -> Results:
-    results: list[dict[str, Array]] = [dict(tensors) for tensors in inputs]
-    for content in contents:
-        loaded = Graph(content, RuntimeOptions(optimise=optimise))
-        results = [loaded.run(tensors) for tensors in results]
-    return results
+def _in_turn(
+    models: Sequence[onnx.ModelProto],
+    borders: Sequence[Sequence[TensorSpec]],
+    optimise: bool,
+    inputs: Sequence[Tensors],
+) -> Results:
+    graphs = []
+    for model in models:
+        with runnable(model) as source:
+            graphs.append(Graph(source, RuntimeOptions(optimise=optimise)))
+    chain = Chain(graphs, [[spec.name for spec in border] for border in borders])
+    return [dict(chain.run(tensors, 0, len(chain))) for tensors in inputs]
 
 
 def _compare(

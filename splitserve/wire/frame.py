@@ -52,6 +52,7 @@ class RefusalCode(IntEnum):
     DRAINING = 7
     EXPIRED = 8
     INTERNAL = 9
+    REFERENCE = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from cloud_service.scheduler import Scheduler
 from cloud_service.service import Service
 from cloud_service.tail import Tail
 from splitserve.artifact import Artifact, load_artifact
-from splitserve.codec import build_codec
+from splitserve.codec import References, build_codec
 from splitserve.runtime import Chain, RuntimeOptions, open_chain
 from splitserve.tensors import Array
 from splitserve.wire import Limits, Reply, Request, Section
@@ -37,12 +37,18 @@ class GatedTail(Tail):
         self.failure: Exception | None = None
         self.running = threading.Semaphore(0)
 
-    def answer(self, request: Request, queue_s: float = 0.0, load: float = 0.0) -> Reply:
+    def answer(
+        self,
+        request: Request,
+        queue_s: float = 0.0,
+        load: float = 0.0,
+        references: References | None = None,
+    ) -> Reply:
         self.running.release()
         assert self.gates.get(request.request_id, self.gate).wait(20)
         if self.failure is not None:
             raise self.failure
-        return super().answer(request, queue_s, load)
+        return super().answer(request, queue_s, load, references)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from edge_agent.loop import Agent
 from edge_agent.source import Item, open_source
 from edge_agent.uplink import HttpUplink
 from splitserve.artifact import INPUT, Artifact, load_artifact
-from splitserve.codec import RawCodec, build_codec
 from splitserve.picture import decode_picture, list_pictures, normalise
 from splitserve.runtime import Chain, RuntimeOptions, open_chain
 from splitserve.wire import Limits
@@ -52,7 +51,7 @@ def service(artifact: Artifact, chain: Chain) -> Iterator[Service]:
 async def agent(artifact: Artifact, chain: Chain, service: Service) -> AsyncIterator[Agent]:
     uplink = HttpUplink("http://cloud", Limits(), httpx.ASGITransport(app=build_app(service)))
     head = Head(artifact, chain)
-    made = Agent(head, head.plan(INPUT, RawCodec()), uplink, DEADLINE_S)
+    made = Agent(head, head.plan(INPUT, "raw"), uplink, DEADLINE_S)
     yield made
     await made.close()
 
@@ -96,7 +95,7 @@ async def test_every_cut_answers_what_the_unsplit_model_answers(
 ) -> None:
     head = Head(artifact, chain)
     for name in artifact.manifest.positions[:-1]:
-        agent.plan = head.plan(name, RawCodec())
+        agent.plan = head.plan(name, "raw")
         answers = await answer_all(agent, pictures)
         assert {answer.answered_by for answer in answers.values()} == {"cloud"}
         assert {answer.fallback for answer in answers.values()} == {None}
@@ -111,7 +110,7 @@ async def test_codecs_that_lose_a_little_keep_the_clear_answers(
     artifact: Artifact, chain: Chain, agent: Agent, pictures: Path, position: int, codec: str
 ) -> None:
     name = artifact.manifest.positions[position]
-    agent.plan = Head(artifact, chain).plan(name, build_codec(codec))
+    agent.plan = Head(artifact, chain).plan(name, codec)
     answers = await answer_all(agent, pictures)
     assert {answer.answered_by for answer in answers.values()} == {"cloud"}
     check_labels(answers)

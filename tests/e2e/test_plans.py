@@ -9,7 +9,6 @@ from edge_agent.source import Item
 from edge_agent.uplink import open_uplink
 from splitserve.artifact import load_artifact
 from splitserve.bench.process import running_service
-from splitserve.codec import build_codec
 from splitserve.runtime import RuntimeOptions, open_chain
 
 LIMIT_S = 0.005
@@ -20,9 +19,9 @@ async def test_changing_the_plan_costs_at_most_five_milliseconds(lite0_artifact,
     artifact = load_artifact(lite0_artifact)
     head = Head(artifact, open_chain(artifact, RuntimeOptions()))
     plans = [
-        head.plan("input", build_codec("jpeg")),
-        *(head.plan(cut.name, build_codec("affine-u8")) for cut in artifact.manifest.cuts),
-        head.plan("output", build_codec("raw")),
+        head.plan("input", "jpeg"),
+        *(head.plan(cut.name, "affine-u8") for cut in artifact.manifest.cuts),
+        head.plan("output", "raw"),
     ]
     item = Item(pictures / "coffee.png")
     with running_service(artifact.root) as (_, host, port):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from edge_agent.head import Head
+from edge_agent.uplink import Heard
 from splitserve.artifact import Artifact, load_artifact
-from splitserve.codec import RawCodec, codec_by_number
+from splitserve.codec import Codecs, RawCodec, References
 from splitserve.picture import normalise
 from splitserve.runtime import Chain, RuntimeOptions, open_chain
 from splitserve.wire import Limits, Refusal, Reply, Request, Section, Timings, decode_frame
@@ -72,25 +73,29 @@ class FakeCloud:
         self.timeouts_s: list[float] = []
         self.answering: Answering = self.finish
         self.is_closed = False
+        self.connection: int | None = 1
+        self.references = References()
+        self._codecs = Codecs(artifact)
 
-    async def ask(
-        self, frame: bytes, request_id: bytes, timeout_s: float
-    ) -> tuple[Reply | Refusal, int]:
+    async def ask(self, frame: bytes, request_id: bytes, timeout_s: float) -> Heard:
         request = decode_frame(frame, Limits())
         assert isinstance(request, Request)
         assert request.request_id == request_id
         self.requests.append(request)
         self.timeouts_s.append(timeout_s)
-        return await self.answering(request), 1234
+        connection = self.connection
+        return Heard(await self.answering(request), 1234, connection)
 
     async def finish(self, request: Request) -> Reply:
         """Answer as the service does."""
         manifest = self.artifact.manifest
-        codec = codec_by_number(request.codec)
+        codec = self._codecs.decoder(request.codec, request.cut, request.parameter)
         tensors = {}
-        for spec, section in zip(manifest.egress(request.cut), request.sections, strict=True):
+        specs = manifest.egress(request.cut)
+        for index, (spec, section) in enumerate(zip(specs, request.sections, strict=True)):
             dtype = "uint8" if codec.takes_pixels else spec.dtype
-            values = codec.decode(memoryview(section.payload), section.shape, dtype)
+            payload = memoryview(section.payload)
+            values = codec.decode(payload, section.shape, dtype, index, self.references)
             assert manifest.preprocess is not None
             tensors[spec.name] = (
                 normalise(values[0], manifest.preprocess) if codec.takes_pixels else values

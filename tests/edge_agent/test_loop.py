@@ -11,12 +11,12 @@ import pytest
 
 from edge_agent.answer import Answer
 from edge_agent.fallback import Breaker
-from edge_agent.head import Head
+from edge_agent.head import Head, Plan
 from edge_agent.loop import Agent, Sink
 from edge_agent.source import Item, read_folder
 from edge_agent.uplink import Uplink
 from splitserve.artifact import INPUT, OUTPUT, Artifact
-from splitserve.codec import RawCodec, build_codec
+from splitserve.codec import Codec, RawCodec, build_codec
 from splitserve.errors import CodecError, LinkError
 from splitserve.runtime import Chain
 from splitserve.tensors import Array
@@ -25,9 +25,14 @@ from splitserve.wire import Refusal, RefusalCode, Reply, Request, Section
 DEADLINE_S = 5.0
 
 
+def plan_with(head: Head, cut: str, codec: Codec) -> Plan:
+    """A plan whose codec is made by hand."""
+    return dataclasses.replace(head.plan(cut, "raw"), codec=codec)
+
+
 @pytest.fixture
 async def agent(artifact: Artifact, head: Head, cloud: Uplink) -> AsyncIterator[Agent]:
-    made = Agent(head, head.plan(middle(artifact), RawCodec(exact=True)), cloud, DEADLINE_S)
+    made = Agent(head, plan_with(head, middle(artifact), RawCodec(exact=True)), cloud, DEADLINE_S)
     yield made
     await made.close()
 
@@ -60,12 +65,12 @@ async def test_the_clouds_answer_equals_the_edges_at_every_cut(
     artifact: Artifact, head: Head, agent: Agent, album: Path
 ) -> None:
     item = Item(album / "p0.png")
-    agent.plan = head.plan(OUTPUT, RawCodec())
+    agent.plan = head.plan(OUTPUT, "raw")
     local = await agent.answer(item)
     assert (local.answered_by, local.fallback, local.bytes_up) == ("edge", None, 0)
     assert len(local.labels) == 5
     for name in artifact.manifest.positions[:-1]:
-        agent.plan = head.plan(name, RawCodec(exact=True))
+        agent.plan = plan_with(head, name, RawCodec(exact=True))
         answer = await agent.answer(item)
         assert (answer.answered_by, answer.fallback, answer.error) == ("cloud", None, None)
         assert answer.labels == local.labels
@@ -104,7 +109,7 @@ async def test_the_request_carries_the_deadline_that_is_left(
 async def test_a_jpeg_of_the_input_is_finished_in_the_cloud(
     head: Head, agent: Agent, cloud: Uplink, album: Path
 ) -> None:
-    agent.plan = head.plan(INPUT, build_codec("jpeg", 95))
+    agent.plan = head.plan(INPUT, "jpeg", 95)
     answer = await agent.answer(Item(album / "p0.png"))
     assert answer.answered_by == "cloud"
     assert len(answer.labels) == 5
@@ -121,7 +126,7 @@ async def test_a_refusal_makes_the_edge_answer_and_say_why(
     cloud.answering = refuse
     answer = await agent.answer(Item(album / "p0.png"))
     assert (answer.answered_by, answer.fallback) == ("edge", f"{code.name}: because")
-    agent.plan = head.plan(OUTPUT, RawCodec())
+    agent.plan = head.plan(OUTPUT, "raw")
     assert answer.labels == (await agent.answer(Item(album / "p0.png"))).labels
     assert "edge_tail" in answer.stages_s
 
@@ -145,7 +150,7 @@ async def test_the_cloud_is_asked_again_after_the_pause(
     artifact: Artifact, head: Head, cloud: Uplink, album: Path
 ) -> None:
     now_s = 100.0
-    plan = head.plan(middle(artifact), RawCodec())
+    plan = head.plan(middle(artifact), "raw")
     agent = Agent(head, plan, cloud, DEADLINE_S, Breaker(lambda: now_s))
 
     async def fail(request: Request) -> Reply:
@@ -166,7 +171,7 @@ async def test_retry_after_is_respected(
     artifact: Artifact, head: Head, cloud: Uplink, album: Path
 ) -> None:
     now_s = 100.0
-    plan = head.plan(middle(artifact), RawCodec())
+    plan = head.plan(middle(artifact), "raw")
     agent = Agent(head, plan, cloud, DEADLINE_S, Breaker(lambda: now_s))
 
     async def refuse(request: Request) -> Refusal:
@@ -192,7 +197,7 @@ async def test_a_late_cloud_is_not_waited_for_and_the_edge_answers_in_time(
         async def close(self) -> None: ...
 
     deadline_s = 0.6
-    agent = Agent(head, head.plan(middle(artifact), RawCodec()), Silent(), deadline_s)
+    agent = Agent(head, head.plan(middle(artifact), "raw"), Silent(), deadline_s)
     await agent.warm_up()
     started = time.perf_counter()
     answer = await agent.answer(Item(album / "p0.png"))
@@ -206,7 +211,7 @@ async def test_a_late_cloud_is_not_waited_for_and_the_edge_answers_in_time(
 async def test_without_time_the_cloud_is_not_asked(
     artifact: Artifact, head: Head, cloud: Uplink, album: Path
 ) -> None:
-    agent = Agent(head, head.plan(middle(artifact), RawCodec()), cloud, deadline_s=0.001)
+    agent = Agent(head, head.plan(middle(artifact), "raw"), cloud, deadline_s=0.001)
     answer = await agent.answer(Item(album / "p0.png"))
     assert answer.answered_by == "edge"
     assert answer.fallback == "no time for the cloud: the deadline is 0.001 s"
@@ -218,7 +223,7 @@ async def test_having_had_no_time_does_not_open_the_breaker(
     artifact: Artifact, head: Head, cloud: Uplink, album: Path
 ) -> None:
     breaker = Breaker()
-    plan = head.plan(middle(artifact), RawCodec())
+    plan = head.plan(middle(artifact), "raw")
     agent = Agent(head, plan, cloud, 0.001, breaker)
     await agent.answer(Item(album / "p0.png"))
     assert not breaker.is_open
@@ -228,7 +233,7 @@ async def test_having_had_no_time_does_not_open_the_breaker(
 async def test_without_a_cloud_the_edge_says_so(
     artifact: Artifact, head: Head, album: Path
 ) -> None:
-    agent = Agent(head, head.plan(middle(artifact), RawCodec()), None, DEADLINE_S)
+    agent = Agent(head, head.plan(middle(artifact), "raw"), None, DEADLINE_S)
     answer = await agent.answer(Item(album / "p0.png"))
     assert (answer.answered_by, answer.fallback) == ("edge", "no cloud is configured")
     await agent.close()
@@ -279,7 +284,7 @@ async def test_the_plan_may_change_between_two_requests(
     names = artifact.manifest.positions
     answers = []
     for name in names:
-        agent.plan = head.plan(name, RawCodec(exact=True))
+        agent.plan = plan_with(head, name, RawCodec(exact=True))
         answers.append(await agent.answer(Item(album / "p0.png")))
     assert [answer.plan["cut"] for answer in answers] == list(names)
     assert [request.cut for request in cloud.requests] == list(range(len(names) - 1))
@@ -292,7 +297,7 @@ async def test_a_request_keeps_the_plan_it_began_with(
     first = agent.plan
 
     async def change_then_refuse(request: Request) -> Refusal:
-        agent.plan = head.plan(OUTPUT, RawCodec())
+        agent.plan = head.plan(OUTPUT, "raw")
         return Refusal(RefusalCode.INTERNAL, "no", request.request_id)
 
     cloud.answering = change_then_refuse
@@ -467,10 +472,10 @@ async def test_features_the_codec_cannot_carry_are_finished_here(
     artifact: Artifact, head: Head, cloud: Uplink, album: Path
 ) -> None:
     class Refusing(RawCodec):
-        def encode(self, tensor: Array) -> bytes:
+        def encode(self, tensor: Array, index: int = 0) -> bytes:
             raise CodecError("not these features")
 
-    agent = Agent(head, head.plan(middle(artifact), Refusing()), cloud, deadline_s=5.0)
+    agent = Agent(head, plan_with(head, middle(artifact), Refusing()), cloud, deadline_s=5.0)
     answer = await agent.answer(Item(album / "p0.png"))
     assert (answer.answered_by, answer.fallback) == ("edge", "not these features")
     assert len(answer.labels) == 5
@@ -490,9 +495,9 @@ async def test_time_for_finishing_here_is_kept_back_under_a_plan_that_never_ran(
         async def close(self) -> None: ...
 
     head = Head(artifact, chain, slowdown=300.0)
-    agent = Agent(head, head.plan(middle(artifact), RawCodec()), Silent(), deadline_s=30.0)
+    agent = Agent(head, head.plan(middle(artifact), "raw"), Silent(), deadline_s=30.0)
     await agent.warm_up()
-    agent.plan = head.plan("input", RawCodec())
+    agent.plan = head.plan("input", "raw")
     answer = await agent.answer(Item(album / "p0.png"))
     assert answer.answered_by == "edge"
     # The whole model has more work left than the tail that was timed, so more is kept back.

@@ -77,7 +77,7 @@ async def stay_silent(connection: ServerConnection) -> None:
 
 async def test_a_request_gets_its_answer_and_its_size() -> None:
     async with fake_cloud(answer_all) as (uplink, _):
-        answer, size = await uplink.ask(request(7), name(7), LONG_S)
+        answer, size, _ = await uplink.ask(request(7), name(7), LONG_S)
         assert isinstance(answer, Reply)
         assert answer.request_id == name(7)
         assert size == len(reply(7))
@@ -105,6 +105,26 @@ async def test_all_requests_share_one_connection() -> None:
         await asyncio.gather(*(ask(uplink, number) for number in range(10)))
         await ask(uplink, 11)
     assert len(connections) == 1
+
+
+async def test_each_connection_has_a_higher_number_and_none_has_none() -> None:
+    connections = []
+
+    async def one_each(connection: ServerConnection) -> None:
+        connections.append(connection)
+        await answer_all(connection)
+
+    async with fake_cloud(one_each) as (uplink, _):
+        assert uplink.connection is None
+        first = await uplink.ask(request(1), name(1), LONG_S)
+        assert (first.connection, uplink.connection) == (1, 1)
+        connections[0].transport.abort()
+        async with asyncio.timeout(LONG_S):
+            while uplink.connection is not None:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.01)
+        second = await uplink.ask(request(2), name(2), LONG_S)
+        assert (second.connection, uplink.connection) == (2, 2)
+    assert uplink.connection is None
 
 
 async def test_a_refusal_is_an_answer() -> None:
@@ -344,10 +364,11 @@ async def test_http_posts_a_frame_and_reads_one() -> None:
         return httpx.Response(200, content=reply(5))
 
     uplink = http_uplink(answer)
-    frame, size = await uplink.ask(request(5), name(5), LONG_S)
+    frame, size, connection = await uplink.ask(request(5), name(5), LONG_S)
     await uplink.close()
     assert isinstance(frame, Reply)
     assert size == len(reply(5))
+    assert (connection, uplink.connection) == (None, None)
     assert (seen[0].method, seen[0].url.path) == ("POST", "/v1/infer")
     assert seen[0].headers["content-type"] == CONTENT_TYPE
     assert seen[0].content == request(5)

@@ -24,6 +24,7 @@ from splitserve.errors import ArtifactError, IntegrityError, UsageError
 from splitserve.runtime import RuntimeOptions, open_chain
 
 Fields = dict[str, Any]
+STEM = {"name": "stem", "dtype": "float32", "shape": ["batch", 1]}
 
 
 @pytest.fixture
@@ -137,6 +138,8 @@ def change(fields: Fields, place: str, value: object) -> None:
         ("cuts.0.egress.0.shape", [0, 8], "cuts.0.egress.0.shape.0"),
         ("cuts.0.egress.0.shape", ["", 8], "cuts.0.egress.0.shape.0"),
         ("cuts.0.egress.0.name", "", "cuts.0.egress.0.name"),
+        ("cuts.1.egress", [STEM, STEM], "a tensor crosses at stage twice"),
+        ("cuts.1.egress", [STEM], "stem is another tensor at stage than before it"),
         ("inputs", [], "inputs"),
         ("outputs", [], "outputs"),
         ("preprocess.crop", [48, 48], "larger than resize_short_side"),

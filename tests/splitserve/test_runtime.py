@@ -1,5 +1,6 @@
 """Segments run from any position to any, and what ONNX Runtime refuses."""
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from graphs import tiny_net
+from graphs import TINY_RECIPE, fork_net, tiny_net, write_model
 
 from splitserve.artifact import Artifact, load_artifact
 from splitserve.errors import ArtifactError, RuntimeFailureError
 from splitserve.runtime import Chain, Graph, RuntimeOptions, open_chain, write_optimised
+from splitserve.split import choose_cuts, load_graph, split_model
 from splitserve.tensors import Tensors
 
 PLAIN = RuntimeOptions(threads=1, optimise=False)
@@ -171,3 +174,98 @@ def test_graphs_that_do_not_fit_the_manifest_are_refused(
     artifact = rewritten(folder, change)
     with pytest.raises(ArtifactError, match="does not fit the manifest"):
         open_chain(artifact, RuntimeOptions(threads=1), fused=[3])
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact whose picture crosses every cut, and whose later cuts share two tensors."""
+    folder = tmp_path_factory.mktemp("forked")
+    path = write_model(fork_net(reads_image_late=True), folder / "fork.onnx")
+    graph = load_graph(path)
+    cuts = choose_cuts(graph, ["image+stem", "image+a+b", "image+b+c", "image+pool"])
+    return split_model(graph, cuts, TINY_RECIPE, path, folder / "artifact")
+
+
+def test_segments_take_what_they_read_and_give_what_is_not_there_yet(forked: Artifact) -> None:
+    ends = [Graph(forked.read_segment(index), PLAIN) for index in range(5)]
+    assert [(graph.inputs, graph.outputs) for graph in ends] == [
+        (("image",), ("stem",)),
+        (("stem",), ("a", "b")),
+        (("a",), ("c",)),
+        (("b", "c"), ("pool",)),
+        (("image", "pool"), ("logits",)),
+    ]
+    heads = {
+        position: Graph(content, PLAIN)
+        for position in range(1, 5)
+        if (content := forked.read_fused_head(position))
+    }
+    assert {p: (head.inputs, head.outputs) for p, head in heads.items()}[2] == (
+        ("image",), ("a", "b"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fused", [(), (2, 3)])
+def test_chain_carries_tensors_past_the_segments_that_do_not_make_them(
+    forked: Artifact, image: Tensors, fused: tuple[int, ...]
+) -> None:
+    chain = open_chain(forked, PLAIN, fused)
+    wanted = Graph(fork_net(reads_image_late=True).SerializeToString(), PLAIN).run(image)
+    for position in range(6):
+        there = chain.run(image, 0, position)
+        assert list(there) == [spec.name for spec in forked.manifest.egress(position)]
+        answer = chain.run(there, position, 5)
+        assert np.array_equal(answer["logits"], wanted["logits"])
+
+
+def test_a_carried_tensor_that_is_missing_is_named(forked: Artifact, image: Tensors) -> None:
+    chain = open_chain(forked, PLAIN)
+    there = dict(chain.run(image, 0, 1))
+    del there["image"]
+    with pytest.raises(RuntimeFailureError, match="tensor 'image', which crosses here, is missing"):
+        chain.run(there, 1, 2)
+
+
+def other_order(fields: dict[str, Any]) -> None:
+    fields["cuts"][1]["egress"].reverse()
+
+
+def other_tensor(fields: dict[str, Any]) -> None:
+    fields["cuts"][2]["egress"][1]["name"] = "nope"
+
+
+def one_too_few(fields: dict[str, Any]) -> None:
+    del fields["cuts"][1]["egress"][2]
+
+
+def one_too_many(fields: dict[str, Any]) -> None:
+    fields["cuts"][3]["egress"].append({"name": "nope", "dtype": "float32", "shape": [1]})
+
+
+@pytest.mark.parametrize("change", [other_order, other_tensor, one_too_few, one_too_many])
+def test_segments_that_do_not_fit_a_cut_of_several_tensors_are_refused(
+    forked: Artifact, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(forked.root, folder)
+    artifact = rewritten(folder, change)
+    with pytest.raises(ArtifactError, match="does not fit the manifest"):
+        open_chain(artifact, PLAIN)
+
+
+def test_segment_whose_inputs_are_in_another_order_is_refused(
+    forked: Artifact, tmp_path: Path
+) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(forked.root, folder)
+    model = onnx.load(folder / "s3.onnx")
+    model.graph.input.insert(0, model.graph.input.pop())
+    content = model.SerializeToString()
+    (folder / "s3.onnx").write_bytes(content)
+
+    def rehash(fields: dict[str, Any]) -> None:
+        digest = hashlib.sha256(content).hexdigest()
+        fields["segments"][3] |= {"sha256": digest, "bytes": len(content)}
+
+    with pytest.raises(ArtifactError, match=r"from image\+b\+c to image\+pool does not"):
+        open_chain(rewritten(folder, rehash), PLAIN)

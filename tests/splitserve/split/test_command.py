@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from graphs import floats, model_of, tiny_net, write_model, write_tiny
+from graphs import floats, fork_net, model_of, tiny_net, write_model, write_tiny
 from onnx import helper
 
 from splitserve.artifact import load_artifact
@@ -38,6 +38,62 @@ def test_cuts_prints_a_table(tiny_model: Path, capsys: Capture) -> None:
     assert "16x8x8" in out
     assert "fused" in out
     assert "splitserve split" in err
+
+
+@pytest.fixture(scope="module")
+def fork_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(fork_net(), tmp_path_factory.mktemp("fork") / "fork.onnx")
+
+
+def test_cuts_lists_the_frontier_with_cuts_of_several_tensors(
+    fork_model: Path, capsys: Capture
+) -> None:
+    assert main(["cuts", str(fork_model), "--frontier", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = {row["name"]: row for row in json.loads(out)["cuts"]}
+    assert list(rows) == ["stem", "a+b", "pool"]
+    assert rows["a+b"] == {
+        "name": "a+b",
+        "egress": [
+            {"name": "a", "dtype": "float32", "shape": ["batch", 2, 8, 8]},
+            {"name": "b", "dtype": "float32", "shape": ["batch", 2, 8, 8]},
+        ],
+        "raw_bytes": 1024,
+        "macs_share": round(73_728 / (73_728 + 64 * 128 * 18 + 640), 6),
+        "is_fused": False,
+        "is_chosen": True,
+    }
+    assert main(["cuts", str(fork_model), "--frontier"]) == 0
+    out = capsys.readouterr().out
+    assert "3 cuts on the frontier" in out
+    assert "2 tensors" in out
+
+
+def test_cuts_of_single_tensors_name_what_else_is_chosen(fork_model: Path, capsys: Capture) -> None:
+    assert main(["cuts", str(fork_model)]) == 0
+    out, err = capsys.readouterr()
+    assert "5 single-tensor cuts" in out
+    assert "a+b" not in out
+    assert "Chosen and not in this list: a+b." in " ".join(err.split())
+
+
+def test_split_and_verify_cuts_of_several_tensors(
+    fork_model: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    target = tmp_path / "artifact"
+    words = ["split", str(fork_model), "-o", str(target), "--cuts", "pool,b+a", "--json"]
+    assert main(words) == 0
+    positions = json.loads(capsys.readouterr().out)["positions"]
+    assert positions == ["input", "a+b", "pool", "output"]
+    assert main(["verify", str(target), "--model", str(fork_model)]) == 0
+    assert main(["inspect", str(target)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(fork_model), "--frontier", "--batch", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    names = ["stem.conv", "stem", "a+b", "both", "mean", "pool"]
+    assert [row["cut"] for row in rows] == names
+    assert all(row["is_exact"] for row in rows)
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path, capsys: Capture) -> None:
@@ -176,7 +232,7 @@ def test_inspect_notices_any_changed_file(
 
 def test_export_of_an_unknown_name_lists_the_known_ones(capsys: Capture) -> None:
     assert main(["export", "resnet9000"]) == 2
-    assert "there are: efficientnet_lite0 (--models" in capsys.readouterr().err
+    assert "efficientnet_lite0, " in capsys.readouterr().err
 
 
 def write_model_recipe(folder: Path, script: str) -> None:
@@ -212,6 +268,7 @@ def test_failed_export_is_one_line_and_leaves_no_file(tmp_path: Path, capsys: Ca
         (["cuts", "nowhere.onnx"], "nowhere.onnx: no such file"),
         (["split", "nowhere.onnx"], "nowhere.onnx: no such file"),
         (["split", "MODEL", "--cuts", "nope"], "list them with: splitserve cuts"),
+        (["split", "FORK", "--cuts", "stem+a,stem+b"], "stem+a and stem+b are not nested"),
         (["split", "MODEL", "--recipe", "nowhere.toml"], "nowhere.toml: No such file"),
         (["split", "MODEL", "--bogus"], "--bogus"),
         (["verify", "ARTIFACT"], "add --model MODEL.onnx"),
@@ -233,6 +290,7 @@ def test_wrong_call_exits_2_and_names_the_fix(
     places = {
         "MODEL": tiny_model,
         "ARTIFACT": tiny_artifact,
+        "FORK": write_model(fork_net(), tmp_path / "fork.onnx"),
         "PLAIN": write_model(tiny_net(), tmp_path / "plain.onnx"),
         "EMPTY": tmp_path / "empty",
     }

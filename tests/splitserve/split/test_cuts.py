@@ -1,16 +1,14 @@
-"""Single-tensor cuts against their definition, checked by brute force; the rule of choice."""
+"""Single-tensor cuts against their definition, checked by brute force."""
 
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from graphs import choice, floats, model_of, random_dag, read_by, reordered, tiny_net, weight
+from graphs import choice, floats, model_of, random_dag, read_by, reordered, tiny_net
 from onnx import helper, numpy_helper
 
-from splitserve.errors import UsageError
-from splitserve.split import choose_cuts, find_cuts, load_graph, mark_fused
-from splitserve.split.cuts import CutCandidate
+from splitserve.split import find_cuts, load_graph, mark_fused
 from splitserve.split.graph import view
 
 
@@ -44,14 +42,15 @@ def names(model: onnx.ModelProto) -> list[str]:
     return [cut.tensor.name for cut in find_cuts(view(model))]
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_cuts_equal_the_definition_whatever_the_order_of_the_nodes(seed: int) -> None:
-    model = random_dag(seed)
-    expected = cuts_by_definition(model)
-    orders = [model, *(reordered(model, seed * 10 + index) for index in range(3))]
-    found = [names(order) for order in orders]
-    assert [set(cuts) for cuts in found] == [expected] * len(orders)
-    assert all(cuts == found[0] for cuts in found)
+@pytest.mark.parametrize("start", range(0, 1000, 50))
+def test_cuts_equal_the_definition_whatever_the_order_of_the_nodes(start: int) -> None:
+    for seed in range(start, start + 50):
+        model = random_dag(seed)
+        expected = cuts_by_definition(model)
+        orders = [model, *(reordered(model, seed * 10 + index) for index in range(3))]
+        found = [names(order) for order in orders]
+        assert [set(cuts) for cuts in found] == [expected] * len(orders)
+        assert all(cuts == found[0] for cuts in found)
 
 
 def test_random_graphs_are_worth_testing_on() -> None:
@@ -72,8 +71,8 @@ def test_what_lies_before_a_cut_is_what_its_tensor_depends_on(seed: int) -> None
             node = graph.nodes[index]
             if node.is_constant or node.is_dead:
                 continue
-            assert bool(needed.intersection(node.outputs)) == (index < cut.nodes)
-            if index < cut.nodes:
+            assert bool(needed.intersection(node.outputs)) == (index in cut.nodes)
+            if index in cut.nodes:
                 needed.update(node.inputs)
 
 
@@ -137,43 +136,6 @@ def test_cut_that_nobody_looked_at_is_not_marked() -> None:
     assert {cut.is_fused for cut in find_cuts(view(tiny_net()))} == {None}
 
 
-def chain(*widths: int) -> onnx.ModelProto:
-    """Matrix products with these widths, the first one being the input's."""
-    nodes, weights = [], []
-    for index in range(1, len(widths)):
-        shape = widths[index - 1 : index + 1]
-        weights.append(weight(f"w{index}", np.zeros(shape, np.float32)))
-        nodes.append(helper.make_node("MatMul", [f"t{index - 1}", f"w{index}"], [f"t{index}"]))
-    last = len(widths) - 1
-    ends = [floats("t0", ["n", widths[0]])], [floats(f"t{last}", ["n", widths[-1]])]
-    return model_of(nodes, *ends, weights)
-
-
-def chosen(model: onnx.ModelProto, *wanted: str) -> list[str]:
-    graph = view(model)
-    return [cut.tensor.name for cut in choose_cuts(graph, find_cuts(graph), wanted)]
-
-
-def test_cut_is_chosen_when_smaller_than_the_input_and_every_cut_before() -> None:
-    assert chosen(chain(10, 12, 10, 8, 9, 8, 3, 2)) == ["t3", "t6"]
-
-
-def test_fused_cut_is_passed_over_and_sets_no_record() -> None:
-    graph = view(chain(10, 8, 8, 2))
-    first, second = find_cuts(graph)
-    fused = CutCandidate(first.tensor, first.nodes, first.macs_share, is_fused=True)
-    assert choose_cuts(graph, [fused, second]) == [second]
-
-
-def test_named_cuts_come_in_the_order_of_the_graph() -> None:
-    assert chosen(chain(10, 12, 10, 8, 2), "t3", "t1") == ["t1", "t3"]
-
-
-def test_unknown_cut_names_the_command_that_lists_them() -> None:
-    with pytest.raises(UsageError, match=r"no single-tensor cut at t9, t0.*splitserve cuts"):
-        chosen(chain(10, 8, 2), "t1", "t9", "t0")
-
-
 def test_cuts_of_lite0_are_its_blocks(lite0: Path) -> None:
     graph = load_graph(lite0)
     cuts = {cut.tensor.name: cut for cut in mark_fused(graph, find_cuts(graph))}
@@ -183,15 +145,6 @@ def test_cuts_of_lite0_are_its_blocks(lite0: Path) -> None:
     assert cuts["block5"].macs_share == pytest.approx(0.326, abs=5e-4)
     assert cuts["stem.conv"].is_fused
     assert not cuts["stem"].is_fused
-
-
-def test_chosen_cuts_of_lite0_are_its_narrow_places(lite0: Path) -> None:
-    graph = load_graph(lite0)
-    picked = choose_cuts(graph, mark_fused(graph, find_cuts(graph)))
-    assert [(cut.tensor.name, cut.tensor.elements()) for cut in picked] == [
-        ("block1", 75_264), ("block3", 31_360), ("block5", 15_680), ("block11", 9_408),
-        ("pool", 1_280),
-    ]  # fmt: skip
 
 
 def test_a_tensor_that_a_branch_captures_crosses_the_cuts_before_it() -> None:

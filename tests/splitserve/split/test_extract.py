@@ -177,6 +177,14 @@ def test_model_without_cuts_becomes_one_segment(tiny_model: Path, tmp_path: Path
     assert len(artifact.manifest.segments) == 1
 
 
+def test_the_same_cut_twice_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    graph = load_graph(tiny_model)
+    cut = find_cuts(graph)[1]
+    with pytest.raises(UsageError, match="nothing is left to compute between two cuts: stem cross"):
+        split_model(graph, [cut, cut], TINY_RECIPE, tiny_model, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_recipe_for_another_input_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     wrong = Preprocess(resize_short_side=256, crop=(224, 224), mean=(0.0,) * 3, std=(1.0,) * 3)
     recipe = Recipe(name="other", preprocess=wrong)

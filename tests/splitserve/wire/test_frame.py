@@ -314,7 +314,7 @@ def test_decode_frame_refuses_a_refusal_with_fields_of_a_request(offset: int, va
         (bytes(7), "7 payload bytes"),
         (struct.pack("<HHI", 1, 0, 0) + b"x" * 513, "521 payload bytes"),
         (struct.pack("<HHI", 0, 0, 0), "unknown refusal code 0"),
-        (struct.pack("<HHI", 10, 0, 0), "unknown refusal code 10"),
+        (struct.pack("<HHI", 11, 0, 0), "unknown refusal code 11"),
         (struct.pack("<HHI", 1, 1, 0), "unknown refusal code"),
         (struct.pack("<HHI", 1, 0, 0) + b"\xff", "not UTF-8"),
         (struct.pack("<HHI", 1, 0, 0) + "€".encode()[:2], "not UTF-8"),
@@ -337,6 +337,7 @@ def test_refusal_codes_keep_their_numbers():
         "DRAINING": 7,
         "EXPIRED": 8,
         "INTERNAL": 9,
+        "REFERENCE": 10,
     }
 
 

@@ -1,0 +1,184 @@
+"""`splitserve bench codec`: bytes, agreement and time of every codec at every cut, on one set."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from threadpoolctl import threadpool_limits
+
+from splitserve.artifact import INPUT, load_artifact
+from splitserve.bench.rate_plot import Curve, Point, draw_rates
+from splitserve.bench.rates import Meter
+from splitserve.calibrate import read_inputs
+from splitserve.errors import UsageError
+from splitserve.output import print_document
+from splitserve.settings import Counts, Names, Settings
+
+QUALITIES = (30, 50, 60, 70, 75, 80, 85, 90, 92, 95, 97, 99, 100)
+FLOORS = (99.5, 99.0, 98.0, 95.0)
+LABELS = {
+    "jpeg": "JPEG of the input",
+    "webp": "WebP of the input",
+    "order-0": "order-0 entropy (bound)",
+}
+
+
+class Options(Settings):
+    """Measure every (cut, codec, rate) of a calibrated artifact beside JPEG, WebP and a bound.
+
+    The pictures must be others than those the artifact was calibrated on. With labels.csv in the
+    folder, the change of top-1 is measured too. Figures count every byte of the request frame.
+    """
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="splitserve bench codec",
+        env_prefix="SPLITSERVE_BENCH_CODEC_",
+        cli_shortcuts={"as-json": "json", "output": "o"},
+    )
+
+    artifact: CliPositionalArg[Path]
+    """Calibrated artifact folder."""
+    images: Path
+    """Folder of pictures, others than those of the calibration."""
+    output: Path = Path("build/codec")
+    """Folder for the plots (PNG) and all measured points (rates.json)."""
+    cuts: Names = Field(default_factory=list)
+    """Cuts to measure, comma-separated; by default every calibrated one."""
+    qualities: Counts = Field(default=list(QUALITIES))
+    """JPEG and WebP qualities, comma-separated."""
+    limit: int = Field(default=500, ge=20)
+    """Most pictures to use."""
+    seed: int = 0
+    """Of the order in which pictures are drawn."""
+    as_json: bool = False
+    """Print one JSON document."""
+
+
+def run(options: Options) -> int:
+    """Measure, draw and print."""
+    artifact = load_artifact(options.artifact)
+    manifest = artifact.manifest
+    if manifest.preprocess is None:
+        raise UsageError(f"{options.artifact} takes no pictures, so there is no rival to compare")
+    calibrated = [cut.name for cut in manifest.cuts if cut.calibration]
+    names = options.cuts or calibrated
+    if not names or not set(names) <= set(calibrated):
+        raise UsageError(
+            f"not calibrated: {', '.join(set(names) - set(calibrated)) or 'any cut'};"
+            f" run: splitserve calibrate {options.artifact} --images DIR"
+        )
+    console = Console(stderr=True)
+    inputs = read_inputs(options.images, manifest, options.limit, options.seed)
+    seen = [cut.calibration.inputs_sha256 for cut in manifest.cuts if cut.calibration]
+    if inputs.sha256 in seen:
+        raise UsageError("these are the pictures of the calibration; name others with --images")
+    with threadpool_limits(1):
+        meter = Meter(artifact, inputs)
+        rows = [
+            row
+            for name in [INPUT, *names]
+            for row in meter.measure(name, options.qualities, console)
+        ]
+    rows_best = _cheapest(rows)
+    options.output.mkdir(parents=True, exist_ok=True)
+    result = {
+        "model": manifest.model.name,
+        "artifact": artifact.id.hex(),
+        "pictures": len(inputs),
+        "inputs_sha256": inputs.sha256,
+        "rows": rows,
+    }
+    (options.output / "rates.json").write_text(json.dumps(result, indent=1) + "\n")
+    for name in names:
+        title = f"{manifest.model.name} cut at {name}, {len(inputs)} pictures"
+        _draw(title, name, rows, options.output / f"{_file_name(name)}.png")
+    if options.as_json:
+        print_document(result)
+    else:
+        _show(rows_best, result, options.output)
+    return 0
+
+
+def _cheapest(rows: Sequence[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
+    """For every floor, cut and codec the setting with the fewest bytes that keeps the floor."""
+    found = []
+    groups = dict.fromkeys((row["cut"], row["codec"]) for row in rows)
+    for cut, codec in groups:
+        for floor in FLOORS:
+            good = [
+                row
+                for row in rows
+                if (row["cut"], row["codec"]) == (cut, codec) and row["agreement"] >= floor
+            ]
+            if good:
+                found.append((floor, min(good, key=lambda row: row["bytes_mean"])))
+    return found
+
+
+def _draw(title: str, cut: str, rows: Sequence[dict[str, Any]], target: Path) -> None:
+    curves = [
+        Curve(
+            codec,
+            LABELS.get(codec, codec),
+            [
+                Point(
+                    row["bytes_mean"] / 1e3,
+                    row["agreement"],
+                    row["agreement_low"],
+                    row["agreement_high"],
+                )
+                for row in rows
+                if row["codec"] == codec and row["cut"] in (cut, INPUT)
+            ],
+        )
+        for codec in ("step-ans", "order-0", "affine-u8", "jpeg", "webp")
+    ]
+    draw_rates(title, curves, target)
+
+
+def _file_name(cut: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_+." else "_" for letter in cut)
+
+
+def _show(
+    best: Sequence[tuple[float, dict[str, Any]]], result: dict[str, Any], output: Path
+) -> None:
+    table = Table(title=f"{escape(result['model'])}: cheapest setting that keeps each agreement")
+    table.add_column("at", no_wrap=True)
+    table.add_column("codec", no_wrap=True)
+    for name in ("floor %", "setting", "agreement %", "bytes", "p95", "top-1", "enc ms", "dec ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = None
+    for floor, row in best:
+        if last not in (None, row["cut"]):
+            table.add_section()
+        last = row["cut"]
+        change = row.get("top1_change")
+        table.add_row(
+            escape(row["cut"]),
+            row["codec"],
+            f"{floor:g}",
+            row["setting"],
+            f"{row['agreement']:.1f}",
+            f"{row['bytes_mean']:,.0f}",
+            f"{row['bytes_p95']:,.0f}",
+            "" if change is None else f"{change:+.1f}",
+            f"{row['encode_ms_median']:.2f}" if "encode_ms_median" in row else "",
+            f"{row['decode_ms_median']:.2f}" if "decode_ms_median" in row else "",
+        )
+    console = Console()
+    console.print(table)
+    Console(stderr=True).print(
+        f"{result['pictures']} pictures that no table was fitted to; bytes of the whole request"
+        f" frame, mean and p95; times are medians on one thread; order-0 is a bound, not a codec."
+        f" All points with intervals: {output / 'rates.json'}, plots beside it.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,19 @@
+"""Calibration: the codec's tables and rates, found from inputs without labels."""
+
+from splitserve.calibrate.agreement import Judge, best_class, estimate, make_judge
+from splitserve.calibrate.fit import Weights, channel_axis, fit_tables, plain_tables
+from splitserve.calibrate.inputs import Inputs, model_input, read_inputs
+
+__all__ = [
+    "Inputs",
+    "Judge",
+    "Weights",
+    "best_class",
+    "channel_axis",
+    "estimate",
+    "fit_tables",
+    "make_judge",
+    "model_input",
+    "plain_tables",
+    "read_inputs",
+]

@@ -1,0 +1,222 @@
+"""Calibrate one cut: tables from some inputs, rates on others."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitserve.artifact import Rate
+from splitserve.calibrate.agreement import Judge, best_class, estimate
+from splitserve.calibrate.fit import Weights, channel_axis, fit_tables, plain_tables
+from splitserve.calibrate.motion import fit_motion
+from splitserve.calibrate.sensitivity import balance, measure_weights
+from splitserve.codec import FeatureTables, StepAnsCodec
+from splitserve.codec.tables import OCTAVE, STEP_CODES, STEP_ZERO
+from splitserve.runtime import Chain
+from splitserve.tensors import DTYPES, Array, Tensors, TensorSpec
+from splitserve.wire import Request, Section, encode_frame
+
+CODED_ELEMENTS_MIN = 64
+NOISE_INPUTS = 24
+COARSEST_STEP, FINEST_STEP = 8.0, 1 / 64  # of the features' standard deviation
+NO_ID = bytes(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is known at one cut.
+
+    Args:
+        position: of the cut.
+        egress: what crosses there.
+        fit: per tensor, (inputs, ...), to fit tables to.
+        fit_wanted: the unsplit model's outputs for these.
+        held: features of other inputs, to measure on.
+        held_wanted: the unsplit model's outputs for these.
+        labels: right classes of the held inputs; empty where they are not known.
+        pairs: known frames, then per motion level the frames that follow; empty without pictures.
+    """
+
+    position: int
+    egress: tuple[TensorSpec, ...]
+    fit: Mapping[str, Array]
+    fit_wanted: Sequence[Tensors]
+    held: Sequence[Tensors]
+    held_wanted: Sequence[Tensors]
+    labels: Sequence[int]
+    pairs: Sequence[Mapping[str, Array]]
+
+
+class CutCalibrator:
+    """Finds tables and rates of one cut.
+
+    Args:
+        chain: the artifact's segments.
+        material: what is known at the cut.
+        judge: what agreeing means.
+        seed: of the noise.
+        tick: called once per measured group of coefficients and once per measured rate.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        material: Material,
+        judge: Judge,
+        seed: int,
+        tick: Callable[[], None],
+    ) -> None:
+        self._chain = chain
+        self._material = material
+        self._judge = judge
+        self._generator = np.random.default_rng([seed, material.position])
+        self._tick = tick
+
+    def fit(self, channels_last: bool) -> list[FeatureTables | None]:
+        """Find the tables of every egress tensor; None for one that is stored as it is."""
+        material = self._material
+        coded = [spec for spec in material.egress if is_coded(spec)]
+        plain = [
+            plain_tables(material.fit[spec.name], channel_axis(spec, channels_last))
+            for spec in coded
+        ]
+        measured = [self._weights(spec, table) for spec, table in zip(coded, plain, strict=True)]
+        weights = balance([weight for weight, _ in measured], [felt for _, felt in measured])
+        tables: dict[str, FeatureTables] = {}
+        for spec, table, weight in zip(coded, plain, weights, strict=True):
+            fitted = fit_tables(material.fit[spec.name], table, weight)
+            if material.pairs:
+                known, *after = (pair[spec.name] for pair in material.pairs)
+                fitted = fit_motion(fitted, known, after)
+            tables[spec.name] = fitted
+        return [tables.get(spec.name) for spec in material.egress]
+
+    def _weights(self, spec: TensorSpec, plain: FeatureTables) -> tuple[Weights, float]:
+        material = self._material
+        some = material.fit[spec.name][:NOISE_INPUTS]
+
+        def divergence(index: int, moved: Array) -> float:
+            tensors = {name: values[index : index + 1] for name, values in material.fit.items()}
+            tensors[spec.name] = moved.astype(DTYPES[spec.dtype])
+            return self._judge.divergence(self._tail(tensors), material.fit_wanted[index])
+
+        return measure_weights(some, plain, divergence, self._generator, self._tick)
+
+    def rates(
+        self, tables: Sequence[FeatureTables | None], floors: Sequence[float]
+    ) -> tuple[Rate, ...]:
+        """Find the coarsest step that keeps each agreement, by bisection on the held inputs.
+
+        Args:
+            tables: what `fit` gave.
+            floors: agreement in percent.
+
+        Returns:
+            One rate per floor, the finest first; floors that the finest step misses are left out.
+        """
+        spread = max((_spread(table) for table in tables if table), default=1.0)
+        low, high = (_code(spread * share) for share in (FINEST_STEP, COARSEST_STEP))
+        seen: dict[int, Rate] = {}
+
+        def is_kept(floor: float, parameter: int) -> bool:
+            if parameter not in seen:
+                seen[parameter] = self.measure(tables, parameter)
+                self._tick()
+            return seen[parameter].agreement.value >= floor
+
+        found = []
+        for floor in sorted(floors, reverse=True):
+            parameter = _last(low, high, functools.partial(is_kept, floor))
+            if parameter is not None:
+                found.append(seen[parameter].model_copy(update={"floor": floor}))
+        return tuple(found)
+
+    def measure(self, tables: Sequence[FeatureTables | None], parameter: int) -> Rate:
+        """Send every held input through the codec at one step."""
+        material, codec = self._material, StepAnsCodec(tables, parameter)
+        hits, right, right_unsplit, sizes = [], [], [], []
+        for index, tensors in enumerate(material.held):
+            payloads = [
+                codec.encode(tensors[spec.name], number)
+                for number, spec in enumerate(material.egress)
+            ]
+            got, wanted = self._through(codec, tensors, payloads), material.held_wanted[index]
+            sizes.append(frame_bytes(material, codec, tensors, payloads))
+            hits.append(self._judge.agrees(got, wanted))
+            if material.labels:
+                label, name = material.labels[index], self._judge.outputs[0]
+                right.append(best_class(got[name]) == label)
+                right_unsplit.append(best_class(wanted[name]) == label)
+        return Rate(
+            floor=100,
+            parameter=parameter,
+            agreement=estimate(hits),
+            bytes_mean=round(float(np.mean(sizes)), 1),
+            bytes_p95=round(float(np.percentile(sizes, 95)), 1),
+            accuracy=estimate(right) if right else None,
+            accuracy_unsplit=estimate(right_unsplit) if right else None,
+        )
+
+    def _through(self, codec: StepAnsCodec, tensors: Tensors, payloads: Sequence[bytes]) -> Tensors:
+        """Answer from decoded payloads."""
+        decoded = {}
+        for number, (spec, payload) in enumerate(zip(self._material.egress, payloads, strict=True)):
+            shape = tensors[spec.name].shape
+            decoded[spec.name] = codec.decode(memoryview(payload), shape, spec.dtype, number)
+        return self._tail(decoded)
+
+    def _tail(self, tensors: Tensors) -> Tensors:
+        return self._chain.run(tensors, self._material.position, len(self._chain))
+
+
+def is_coded(spec: TensorSpec) -> bool:
+    """Whether a tensor is worth tables: enough numbers that may be rounded."""
+    dtype = DTYPES[spec.dtype]
+    is_rounded = dtype.kind == "f" or (dtype.kind in "iu" and dtype.itemsize == 1)
+    return is_rounded and spec.elements() >= CODED_ELEMENTS_MIN
+
+
+def frame_bytes(
+    material: Material, codec: StepAnsCodec, tensors: Tensors, payloads: Sequence[bytes]
+) -> int:
+    """Bytes of the request frame that carries these payloads."""
+    sections = tuple(
+        Section(tensors[spec.name].shape, payload)
+        for spec, payload in zip(material.egress, payloads, strict=True)
+    )
+    request = Request(
+        request_id=NO_ID,
+        artifact_id=NO_ID,
+        cut=material.position,
+        codec=codec.number,
+        sections=sections,
+        deadline_s=1.0,
+        parameter=codec.parameter,
+    )
+    return len(encode_frame(request))
+
+
+def _spread(tables: FeatureTables) -> float:
+    """Root mean square of the coefficients' standard deviations."""
+    deviations = np.exp2((tables.scales.astype(float) - STEP_ZERO) / OCTAVE)
+    return float(np.sqrt(np.square(deviations).mean()))
+
+
+def _code(step: float) -> int:
+    """Code of the step nearest to a size."""
+    code = round(OCTAVE * float(np.log2(max(step, 1e-15)))) + STEP_ZERO
+    return min(max(code, 0), STEP_CODES - 1)
+
+
+def _last(low: int, high: int, is_good: Callable[[int], bool]) -> int | None:
+    """Last code from low to high that is good, if all good ones come first; None without any."""
+    if not is_good(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if is_good(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

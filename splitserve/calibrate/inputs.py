@@ -1,0 +1,110 @@
+"""Inputs to calibrate on: pictures of a folder, or stored tensors for models that take none."""
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from splitserve.artifact import Manifest
+from splitserve.calibrate.motion import Pixels
+from splitserve.errors import PictureError, UsageError
+from splitserve.picture import decode_picture, list_pictures, normalise, read_labels
+from splitserve.tensors import DTYPES, Tensors, mismatch
+
+LABELS = "labels.csv"
+INPUTS_MIN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Inputs in a drawn order; the first half is for fitting, the other for measuring.
+
+    Args:
+        pixels: what each picture looks like to the model, (height, width, 3); empty without any.
+        tensors: the model's inputs, (1, ...) each, where they are no pictures.
+        labels: right classes; empty where they are not known.
+        sha256: of the files' contents in this order.
+    """
+
+    pixels: Sequence[Pixels]
+    tensors: Sequence[Tensors]
+    labels: Sequence[int]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.pixels) or len(self.tensors)
+
+
+def read_inputs(folder: Path, manifest: Manifest, limit: int, seed: int) -> Inputs:
+    """Read up to `limit` inputs of a folder in a drawn order.
+
+    Pictures, with labels.csv where it is there; for a model without preprocessing, .npz files that
+    hold one array per model input, batch 1.
+
+    Raises:
+        UsageError: nothing fitting there, or fewer than 20 inputs.
+        PictureError: a damaged picture; the message names the file.
+    """
+    labels: dict[Path, int] = {}
+    if manifest.preprocess is None:
+        paths = sorted(folder.glob("*.npz"))
+    elif (folder / LABELS).is_file():
+        labels = dict(read_labels(folder))
+        paths = sorted(labels)
+    else:
+        paths = list_pictures(folder)
+    if len(paths) < INPUTS_MIN:
+        kind = "pictures" if manifest.preprocess else ".npz files with the model's inputs"
+        raise UsageError(f"{folder}: {len(paths)} {kind}; at least {INPUTS_MIN} are needed")
+    order = np.random.default_rng(seed).permutation(len(paths))[:limit]
+    chosen = [paths[index] for index in order]
+    digest = hashlib.sha256()
+    contents = []
+    for path in chosen:
+        content = path.read_bytes()
+        digest.update(content)
+        contents.append(content)
+    return Inputs(
+        pixels=_pictures(chosen, contents, manifest),
+        tensors=[] if manifest.preprocess else [_arrays(path, manifest) for path in chosen],
+        labels=[labels[path] for path in chosen] if labels else [],
+        sha256=digest.hexdigest(),
+    )
+
+
+def model_input(pixels: Pixels, manifest: Manifest) -> Tensors:
+    """Turn a picture's pixels into the model's input."""
+    if manifest.preprocess is None:
+        raise UsageError("a model without preprocessing takes no pictures")
+    return {manifest.inputs[0].name: normalise(pixels, manifest.preprocess)}
+
+
+def _pictures(paths: Sequence[Path], contents: Sequence[bytes], manifest: Manifest) -> list[Pixels]:
+    if manifest.preprocess is None:
+        return []
+    pictures = []
+    for path, content in zip(paths, contents, strict=True):
+        try:
+            pictures.append(decode_picture(content, manifest.preprocess))
+        except PictureError as error:
+            raise PictureError(f"{path}: {error}") from error
+    return pictures
+
+
+def _arrays(path: Path, manifest: Manifest) -> Tensors:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            tensors = {
+                spec.name: stored[spec.name].astype(DTYPES[spec.dtype], copy=False)
+                for spec in manifest.inputs
+            }
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        names = ", ".join(spec.name for spec in manifest.inputs)
+        raise UsageError(f"{path}: needs one array for each of {names}: {error}") from error
+    problem = mismatch(manifest.inputs, [tensors[spec.name].shape for spec in manifest.inputs])
+    if problem:
+        raise UsageError(f"{path}: {problem}")
+    return tensors

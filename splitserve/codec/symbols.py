@@ -1,0 +1,73 @@
+"""The integers of one tensor, and what both sides of a stream remember of them."""
+
+import struct
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import xxhash
+
+from splitserve.codec.rans import Ints
+from splitserve.errors import ReferenceMissingError
+
+REFERENCES_MAX = 16
+REFERENCE_ELEMENTS_MAX = 262_144
+NAME = struct.Struct("<II")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Symbols:
+    """Coefficients in steps, rounded.
+
+    Args:
+        index: which egress tensor of the cut.
+        parameter: the step's code.
+        values: (batch, K, blocks, B), int32, magnitudes at most 32767.
+    """
+
+    index: int
+    parameter: int
+    values: Ints
+
+    @property
+    def tag(self) -> int:
+        """Name of these integers: a hash, so that no other frame can be mistaken for them."""
+        digest = xxhash.xxh3_64(NAME.pack(self.index, self.parameter))
+        digest.update(self.values.astype("<i2").tobytes())
+        return digest.intdigest()
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether both sides remember them; larger ones would fill the memory of a service."""
+        return self.values.size <= REFERENCE_ELEMENTS_MAX
+
+
+class References:
+    """What one side of a stream has decoded lately, by tag; the oldest make room. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, Symbols] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, symbols: Symbols) -> None:
+        """Remember what was decoded, if it is small enough."""
+        if not symbols.may_be_kept:
+            return
+        tag = symbols.tag
+        with self._lock:
+            self._kept[tag] = symbols
+            self._kept.move_to_end(tag)
+            if len(self._kept) > REFERENCES_MAX:
+                self._kept.popitem(last=False)
+
+    def find(self, tag: int) -> Symbols:
+        """Find what a payload builds on.
+
+        Raises:
+            ReferenceMissingError: it is not, or no longer, here.
+        """
+        with self._lock:
+            if tag not in self._kept:
+                raise ReferenceMissingError("the payload builds on a frame that is not known here")
+            self._kept.move_to_end(tag)
+            return self._kept[tag]
