@@ -251,7 +251,7 @@ class Agent:
         until = time.perf_counter() + left_s
         if work.coded and work.coded.built_on not in (None, uplink.connection):
             await self._make_whole(work, begun)
-        sent = time.perf_counter()
+        sent, computed_s = time.perf_counter(), sum(work.stages_s.values())
         heard = await self._send(uplink, work, begun, until)
         reply = heard.frame
         if isinstance(reply, Refusal):
@@ -260,6 +260,7 @@ class Agent:
             self._history.acknowledge(work.position, work.coded, heard.connection)
         times, round_trip_s = reply.timings, time.perf_counter() - sent
         inside_s = times.queue_s + times.decode_s + times.compute_s
+        inside_s += sum(work.stages_s.values()) - computed_s  # what a second try cost here
         stages_s = {
             "network": max(0.0, round_trip_s - inside_s),
             "queue": times.queue_s,

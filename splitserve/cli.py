@@ -55,6 +55,12 @@ COMMANDS = {
     "bench codec": Command(
         "splitserve.bench.codec", "bytes and agreement of every codec, beside JPEG and WebP", "demo"
     ),
+    "bench coders": Command(
+        "splitserve.bench.coders", "other coders of the same integers; speed of the codecs", "demo"
+    ),
+    "bench temporal": Command(
+        "splitserve.bench.temporal", "bytes of moving pictures, frame by frame and streamed", "demo"
+    ),
     "bench footprint": Command(
         "splitserve.bench.footprint", "modules, memory and start-up time of the agent", "demo"
     ),

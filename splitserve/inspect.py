@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from splitserve.artifact import Artifact, load_artifact
+from splitserve.artifact import Artifact, Manifest, load_artifact
 from splitserve.output import print_document
 from splitserve.settings import Settings
 from splitserve.tensors import TensorSpec
@@ -29,9 +29,8 @@ class Options(Settings):
 def run(options: Options) -> int:
     """Verify and print."""
     artifact = load_artifact(options.artifact)
-    for index in range(len(artifact.manifest.segments)):
-        artifact.read_segment(index)
-        artifact.read_fused_head(index)
+    for stored in artifact.manifest.files:
+        artifact.read_file(stored)
     if options.as_json:
         manifest = artifact.manifest.model_dump(mode="json")
         print_document({"id": artifact.id.hex(), "manifest": manifest})
@@ -72,7 +71,31 @@ def _show(artifact: Artifact) -> None:
         share = f"{shares[position]:.1%}"
         table.add_row(escape(name), escape(_specs(specs)), f"{raw:,.1f}", share, file, size)
     console.print(table)
+    if any(cut.calibration for cut in manifest.cuts):
+        console.print(_rates(manifest))
     console.print(f"[green]all {len(manifest.files)} files match their hashes[/]")
+
+
+def _rates(manifest: Manifest) -> Table:
+    """What step-ans was seen to do at each calibrated cut."""
+    table = Table(title="step-ans; agreement with the unsplit model in percent, 95 % interval")
+    table.add_column("cut", no_wrap=True)
+    for name in ("floor", "agreement", "bytes", "p95", "step", "inputs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    calibrated = [(cut.name, cut.calibration) for cut in manifest.cuts if cut.calibration]
+    for name, calibration in calibrated:
+        for rate in calibration.rates:
+            seen = rate.agreement
+            table.add_row(
+                escape(name),
+                f"{rate.floor:g}",
+                f"{seen.value:.2f} ({seen.low:.2f} to {seen.high:.2f})",
+                f"{rate.bytes_mean:,.0f}",
+                f"{rate.bytes_p95:,.0f}",
+                f"{rate.parameter}",
+                f"{calibration.measured_on}",
+            )
+    return table
 
 
 def _specs(specs: tuple[TensorSpec, ...]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -195,6 +196,32 @@ def rewrite_picture(source: Path, target: Path, short_side: int, window: Window)
     if window.is_mirrored:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     view.save(target)
+
+
+def cut_views(
+    path: Path, views: Iterable[tuple[float, float]], preprocess: Preprocess
+) -> Iterator[Pixels]:
+    """Look at a picture through a window that may move by parts of a pixel.
+
+    Args:
+        path: the picture.
+        views: for each, the window's height as a share of the picture's, and how far its middle
+            lies to the right of the picture's, in heights of the picture.
+        preprocess: size of a view.
+
+    Raises:
+        PictureError: not a picture.
+    """
+    image = _to_rgb(_open(path.read_bytes(), READABLE))
+    height, width = preprocess.crop
+    for share, right in views:
+        high = share * image.height
+        wide = high * width / height
+        left = (image.width - wide) / 2 + right * image.height
+        left = min(max(0.0, left), max(0.0, image.width - wide))
+        top = (image.height - high) / 2
+        box = (left, top, min(image.width, left + wide), top + high)
+        yield np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 def normalise(pixels: Pixels, preprocess: Preprocess) -> FloatArray:

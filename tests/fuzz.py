@@ -137,8 +137,7 @@ def make_corpus(artifact: Artifact, chain: Chain) -> Corpus:
     height, width = artifact.manifest.preprocess.crop
     pixels = np.random.default_rng(0).integers(0, 255, (1, height, width, 3), np.uint8)
     requests += [request_of(artifact, 0, build_codec(n), [pixels]) for n in ("jpeg", "webp")]
-    references = remembering(known)
-    replies = [tail.answer(request, references=references) for request in requests]
+    replies = [tail.answer(request, references=remembering(known)) for request in requests]
     affine = build_codec("affine-u8")
     for request, reply in zip(requests[:6], replies[:6], strict=True):
         logits = np.frombuffer(reply.sections[0].payload, "<f4", offset=1)
@@ -289,7 +288,7 @@ def zstd_made_up(corpus: Corpus, rng: random.Random) -> bytes:
 
 
 def step_ans_made_up(corpus: Corpus, rng: random.Random) -> bytes:
-    """Any kind, motion level, tag, layer sizes, rate and batch around a good or a made-up stream."""
+    """Any kind, motion level, tag, layer size, rate and batch around a good or made-up stream."""
     number = CODECS["step-ans"].number
     frame = rng.choice([request for request in corpus.requests if request.codec == number])
     section = frame.sections[0]

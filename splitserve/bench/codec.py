@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,6 +22,7 @@ from splitserve.output import print_document
 from splitserve.settings import Counts, Names, Settings
 
 QUALITIES = (30, 50, 60, 70, 75, 80, 85, 90, 92, 95, 97, 99, 100)
+Row = dict[str, Any]
 FLOORS = (99.5, 99.0, 98.0, 95.0)
 LABELS = {
     "jpeg": "JPEG of the input",
@@ -85,7 +87,6 @@ def run(options: Options) -> int:
             for name in [INPUT, *names]
             for row in meter.measure(name, options.qualities, console)
         ]
-    rows_best = _cheapest(rows)
     options.output.mkdir(parents=True, exist_ok=True)
     result = {
         "model": manifest.model.name,
@@ -101,27 +102,24 @@ def run(options: Options) -> int:
     if options.as_json:
         print_document(result)
     else:
-        _show(rows_best, result, options.output)
+        _show(_cheapest(rows), result, options.output)
     return 0
 
 
-def _cheapest(rows: Sequence[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
-    """For every floor, cut and codec the setting with the fewest bytes that keeps the floor."""
-    found = []
-    groups = dict.fromkeys((row["cut"], row["codec"]) for row in rows)
-    for cut, codec in groups:
+def _cheapest(rows: Sequence[Row]) -> list[tuple[float, Row]]:
+    """For every cut, codec and floor the fewest bytes that keep it; once, where floors share it."""
+    found: list[tuple[float, Row]] = []
+    for cut, codec in dict.fromkeys((row["cut"], row["codec"]) for row in rows):
+        own = [row for row in rows if (row["cut"], row["codec"]) == (cut, codec)]
         for floor in FLOORS:
-            good = [
-                row
-                for row in rows
-                if (row["cut"], row["codec"]) == (cut, codec) and row["agreement"] >= floor
-            ]
-            if good:
-                found.append((floor, min(good, key=lambda row: row["bytes_mean"])))
+            good = [row for row in own if row["agreement"] >= floor]
+            best = min(good, key=lambda row: float(row["bytes_mean"]), default=None)
+            if best and (not found or found[-1][1] is not best):
+                found.append((floor, best))
     return found
 
 
-def _draw(title: str, cut: str, rows: Sequence[dict[str, Any]], target: Path) -> None:
+def _draw(title: str, cut: str, rows: Sequence[Row], target: Path) -> None:
     curves = [
         Curve(
             codec,
@@ -146,22 +144,23 @@ def _file_name(cut: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_+." else "_" for letter in cut)
 
 
-def _show(
-    best: Sequence[tuple[float, dict[str, Any]]], result: dict[str, Any], output: Path
-) -> None:
-    table = Table(title=f"{escape(result['model'])}: cheapest setting that keeps each agreement")
+def _show(best: Sequence[tuple[float, Row]], result: dict[str, Any], output: Path) -> None:
+    table = Table(
+        title=f"{escape(result['model'])}: the fewest bytes that keep each agreement",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("at", no_wrap=True)
     table.add_column("codec", no_wrap=True)
-    for name in ("floor %", "setting", "agreement %", "bytes", "p95", "top-1", "enc ms", "dec ms"):
+    for name in ("floor", "setting", "agrees %", "bytes", "p95", "top-1", "enc ms", "dec ms"):
         table.add_column(name, justify="right", no_wrap=True)
-    last = None
+    shown = ""
     for floor, row in best:
-        if last not in (None, row["cut"]):
+        if shown not in ("", row["cut"]):
             table.add_section()
-        last = row["cut"]
         change = row.get("top1_change")
         table.add_row(
-            escape(row["cut"]),
+            "" if shown == row["cut"] else escape(row["cut"]),
             row["codec"],
             f"{floor:g}",
             row["setting"],
@@ -172,12 +171,12 @@ def _show(
             f"{row['encode_ms_median']:.2f}" if "encode_ms_median" in row else "",
             f"{row['decode_ms_median']:.2f}" if "decode_ms_median" in row else "",
         )
-    console = Console()
-    console.print(table)
+        shown = row["cut"]
+    Console().print(table)
     Console(stderr=True).print(
         f"{result['pictures']} pictures that no table was fitted to; bytes of the whole request"
-        f" frame, mean and p95; times are medians on one thread; order-0 is a bound, not a codec."
-        f" All points with intervals: {output / 'rates.json'}, plots beside it.",
+        " frame, mean and p95; top-1: change in points; times: medians on one thread; order-0 is a"
+        f" bound, not a codec. All points: {output / 'rates.json'}, plots beside it.",
         highlight=False,
         markup=False,
         soft_wrap=True,

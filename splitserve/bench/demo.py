@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from splitserve.artifact import INPUT, OUTPUT, Manifest
 from splitserve.bench.demo_report import print_report
-from splitserve.bench.fixture import MODEL, prepared
+from splitserve.bench.fixture import MODEL, calibrated, prepared
 from splitserve.bench.link import Link, LinkSettings, SelfTest, self_test
 from splitserve.bench.measure import median, p95, ratio_interval
 from splitserve.bench.process import Process, running, running_service
@@ -111,6 +111,9 @@ def run(options: Options) -> int:
     with console.status("testing the emulated link"):
         checked = self_test(settings)
     arms = choose_arms(artifact.manifest, options)
+    with Progress(console=console, transient=True) as progress:
+        splits = [arm.cut for arm in arms if arm.cut not in (INPUT, OUTPUT)]
+        artifact = calibrated(options.build, splits, progress)
     with tempfile.TemporaryDirectory() as folder:
         views = write_views(Path(folder), options.rounds, options.seed)
         wanted = _unsplit(model, artifact.manifest, views)

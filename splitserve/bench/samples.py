@@ -46,7 +46,9 @@ def sample_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def write_views(target: Path, rounds: int, seed: int) -> list[tuple[Sample, Path]]:
+def write_views(
+    target: Path, rounds: int, seed: int, *, whole_first: bool = True
+) -> list[tuple[Sample, Path]]:
     """Write different views of every sample, uncompressed, as a camera would deliver frames.
 
     The first round holds the whole pictures; later ones are random crops (at least 70 % of each
@@ -54,7 +56,7 @@ def write_views(target: Path, rounds: int, seed: int) -> list[tuple[Sample, Path
     """
     generator = np.random.default_rng(seed)
     views = []
-    for turn in range(rounds):
+    for turn in range(0 if whole_first else 1, rounds if whole_first else rounds + 1):
         for sample in SAMPLES:
             path = target / f"{turn:03d}-{Path(sample.file).stem}.bmp"
             window = _random_window(generator) if turn else Window()

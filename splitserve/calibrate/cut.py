@@ -12,7 +12,7 @@ from splitserve.calibrate.fit import Weights, channel_axis, fit_tables, plain_ta
 from splitserve.calibrate.motion import fit_motion
 from splitserve.calibrate.sensitivity import balance, measure_weights
 from splitserve.codec import FeatureTables, StepAnsCodec
-from splitserve.codec.tables import OCTAVE, STEP_CODES, STEP_ZERO
+from splitserve.codec.tables import OCTAVE, STEP_CODES, STEP_ZERO, may_be_coded
 from splitserve.runtime import Chain
 from splitserve.tensors import DTYPES, Array, Tensors, TensorSpec
 from splitserve.wire import Request, Section, encode_frame
@@ -172,9 +172,7 @@ class CutCalibrator:
 
 def is_coded(spec: TensorSpec) -> bool:
     """Whether a tensor is worth tables: enough numbers that may be rounded."""
-    dtype = DTYPES[spec.dtype]
-    is_rounded = dtype.kind == "f" or (dtype.kind in "iu" and dtype.itemsize == 1)
-    return is_rounded and spec.elements() >= CODED_ELEMENTS_MIN
+    return may_be_coded(spec) and spec.elements() >= CODED_ELEMENTS_MIN
 
 
 def frame_bytes(

@@ -20,6 +20,7 @@ from splitserve.codec.transform import Transform, block_sizes, to_maps
 from splitserve.tensors import FloatArray, TensorSpec
 
 MIX_CHANNELS_MAX = 512  # mixing costs channels^2 multiply-adds a position
+MIX_ROWS_MIN = 2  # positions for each channel
 DEAD = 1e-9  # of the largest variance; a channel that always says the same is dropped
 SHAPE_RANGE = (0.7, 2.2)
 SHAPES = np.linspace(*SHAPE_RANGE, 151)
@@ -57,7 +58,7 @@ def plain_tables(features: FloatArray, axis: int) -> FeatureTables:
         axis: the channel axis.
     """
     maps = to_maps(features, axis)
-    basis = _basis(maps) if axis and maps.shape[1] <= MIX_CHANNELS_MAX else np.zeros((0, 0))
+    basis = _basis(maps) if axis and _may_mix(maps) else np.zeros((0, 0))
     count = basis.shape[1] if basis.size else maps.shape[1]
     block = block_sizes(*maps.shape[2:])
     size = block[0] * block[1]
@@ -74,6 +75,13 @@ def plain_tables(features: FloatArray, axis: int) -> FeatureTables:
         drifts=np.zeros((0, size), np.int16),
         widened=widened_classes(),
     )
+
+
+def _may_mix(maps: FloatArray) -> bool:
+    """Whether it is cheap, and enough was seen: directions never seen would be left out."""
+    channels: int = maps.shape[1]
+    rows: int = maps.size // channels
+    return channels <= MIX_CHANNELS_MAX and rows >= MIX_ROWS_MIN * channels
 
 
 def _basis(maps: FloatArray) -> Doubles:

@@ -1,6 +1,5 @@
 """The table of codecs, and those that fit one artifact."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar, Protocol
 
@@ -10,7 +9,7 @@ from splitserve.codec.image import JpegCodec, WebpCodec
 from splitserve.codec.raw import RawCodec
 from splitserve.codec.step import StepAnsCodec
 from splitserve.codec.symbols import References
-from splitserve.codec.tables import FeatureTables, read_tables
+from splitserve.codec.tables import STEP_ZERO, read_tables
 from splitserve.errors import CodecError, UsageError
 from splitserve.tensors import Array
 
@@ -106,11 +105,11 @@ class Codecs:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        self._tables: dict[int, Sequence[FeatureTables | None]] = {}
+        self._plain: dict[int, StepAnsCodec] = {}
         for position, cut in enumerate(artifact.manifest.cuts, 1):
             content = artifact.read_tables(position)
             if content is not None:
-                self._tables[position] = read_tables(content, cut.egress)
+                self._plain[position] = StepAnsCodec(read_tables(content, cut.egress), STEP_ZERO)
         self._step_codec = lru_cache(CACHED_CODECS)(self._make_step_codec)
 
     def encoder(self, name: str, position: int, quality: float | None = None) -> Codec:
@@ -120,14 +119,15 @@ class Codecs:
             name: a key of `CODECS`.
             position: where the plan cuts.
             quality: 1 to 100 for a picture codec; for step-ans the agreement in percent, of which
-                the cheapest calibrated rate that promises it is taken, by default 99.
+                the cheapest calibrated rate that promises it is taken. By default that is 99, or
+                the most that was reached.
 
         Raises:
             UsageError: no such codec or quality, or no tables at this position.
         """
         if name != StepAnsCodec.name:
             return build_codec(name, quality)
-        rate = self._rate(position, DEFAULT_FLOOR if quality is None else quality)
+        rate = self._rate(position, quality)
         return self._step_codec(position, rate.parameter)
 
     def decoder(self, number: int, position: int, parameter: int) -> Codec:
@@ -140,11 +140,11 @@ class Codecs:
             if parameter:
                 raise CodecError(f"codec number {number} takes no parameter, not {parameter}")
             return codec_by_number(number)
-        if position not in self._tables:
+        if position not in self._plain:
             raise CodecError(f"step-ans has no tables at position {position}")
         return self._step_codec(position, parameter)
 
-    def _rate(self, position: int, floor: float) -> Rate:
+    def _rate(self, position: int, quality: float | None) -> Rate:
         manifest = self._artifact.manifest
         where = manifest.positions[position]
         is_cut = 1 <= position <= len(manifest.cuts)
@@ -156,11 +156,13 @@ class Codecs:
                 else "it works at cuts only"
             )
             raise UsageError(f"step-ans has no tables at {where}; {fix}")
+        most = max((rate.floor for rate in calibration.rates), default=0.0)
+        floor = min(DEFAULT_FLOOR, most) if quality is None else quality
         good = [rate for rate in calibration.rates if rate.floor >= floor]
         if not good:
-            known = ", ".join(f"{rate.floor:g}" for rate in calibration.rates)
+            known = ", ".join(f"{rate.floor:g}" for rate in calibration.rates) or "none"
             raise UsageError(f"no rate for {floor:g} % agreement at {where}; there are: {known}")
         return min(good, key=lambda rate: rate.floor)
 
     def _make_step_codec(self, position: int, parameter: int) -> StepAnsCodec:
-        return StepAnsCodec(self._tables[position], parameter)
+        return self._plain[position].at(parameter)

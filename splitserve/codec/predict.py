@@ -6,14 +6,15 @@ usually remains.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from splitserve.codec.rans import Ints, Model
+from splitserve.codec.rans import SHIFT_MAX, Bytes, Ints, Model
 from splitserve.codec.tables import (
     CLASSES,
+    LEVELS_MAX,
     OCTAVE,
     OFFSETS,
     PULL_ONE,
@@ -22,12 +23,17 @@ from splitserve.codec.tables import (
     FeatureTables,
 )
 
-SHIFT_MAX = 15
 SHIFTED_CLASS = CLASSES - OCTAVE  # a larger deviation is halved until its class is from here up
-CACHED_SHAPES = 8
+CACHED_ELEMENTS_MAX = 262_144  # 3 MB; what a peer makes a service keep must stay small
+
+# Quarters of a step in which a mean may lie, from half a step below a whole number upwards: their
+# middles are 3/8 or 1/8 of a step beside it. The tables know the upper side.
+SIGN_OF_QUARTER = np.array([-1, -1, 1, 1], np.int32)
+OFFSET_OF_QUARTER = np.array([2, 1, 1, 2], np.uint8)
 
 Classes = npt.NDArray[np.int16]
 Places = npt.NDArray[np.intp]
+Number = TypeVar("Number", bound=np.generic)
 
 
 class Alone(NamedTuple):
@@ -58,6 +64,16 @@ class After(NamedTuple):
     model: Model
 
 
+class _Motion(NamedTuple):
+    """What of `After` does not depend on the known frame; one entry per coded coefficient."""
+
+    pulls: Ints
+    rows: Bytes
+    shifts: Bytes
+    plain: Places
+    """Which are too spread for an offset to matter."""
+
+
 class Predictor:
     """Chooses tables for one tensor at one step.
 
@@ -67,50 +83,73 @@ class Predictor:
     """
 
     def __init__(self, tables: FeatureTables, parameter: int) -> None:
-        self._tables = tables
+        self.tables = tables
         self._parameter = parameter
-        self.alone = lru_cache(CACHED_SHAPES)(self._alone)
+        self._cached_alone = lru_cache(1)(self._alone)
+        self._cached_motion = lru_cache(LEVELS_MAX)(self._motion)
+
+    def alone(self, batch: int, blocks: int) -> Alone:
+        """Choose by the class of each coefficient alone; kept for the last single input."""
+        is_kept = self._may_be_kept(batch, blocks)
+        return (self._cached_alone if is_kept else self._alone)(batch, blocks)
+
+    def _may_be_kept(self, batch: int, blocks: int) -> bool:
+        return batch == 1 and blocks * self.tables.scales.size <= CACHED_ELEMENTS_MAX
 
     def _alone(self, batch: int, blocks: int) -> Alone:
-        classes = self._spread(self._classes(self._tables.scales), batch, blocks)
+        classes = self._spread(self._classes(self.tables.scales), batch, blocks)
         places = np.flatnonzero(classes >= 0)
-        return Alone(places, classes[places], self._model(classes[places], None))
+        return Alone(places, classes[places], self._model(classes[places]))
 
-    def after(self, values: Ints, level: int) -> After:
+    def after(self, values: Ints, level: int, count: int | None = None) -> After:
         """Predict from the integers of a known frame.
 
         Args:
             values: (batch, K, blocks, B), the known frame.
             level: motion level, from 1.
+            count: only for the first coded coefficients, None for all.
         """
         batch, _, blocks, _ = values.shape
+        places = self.alone(batch, blocks).places[:count]
+        is_kept = self._may_be_kept(batch, blocks)
+        motion = (self._cached_motion if is_kept else self._motion)(level, batch, blocks)
+        pulled = motion.pulls[:count] * values.reshape(-1)[places] + np.int32(PULL_ONE // 2)
+        quarter = (pulled & (PULL_ONE - 1)) >> 4
+        sign, offset = SIGN_OF_QUARTER[quarter], OFFSET_OF_QUARTER[quarter]
+        plain = motion.plain if count is None else motion.plain[motion.plain < count]
+        sign[plain], offset[plain] = 1, 0
+        rows = motion.rows[:count] + offset
+        model = Model(rows, motion.shifts[:count], self.tables.cumulative)
+        return After(pulled >> 6, sign, model)
+
+    def _motion(self, level: int, batch: int, blocks: int) -> _Motion:
         alone = self.alone(batch, blocks)
-        pulls = np.broadcast_to(self._tables.pulls[level - 1], values.shape)
-        scales = self._tables.scales + self._tables.drifts[level - 1]
+        shape = self.tables.scales.shape
+        pulls = np.broadcast_to(self.tables.pulls[level - 1].astype(np.int32), shape)
+        scales = self.tables.scales + self.tables.drifts[level - 1]
         drifts = self._classes(scales).clip(-WIDENED_ZERO, WIDENED_ZERO - 1)
-        widened = self._tables.widened[drifts + WIDENED_ZERO].astype(np.int16)
+        widened = self.tables.widened[drifts + WIDENED_ZERO].astype(np.int16)
         classes = np.minimum(self._spread(widened, batch, blocks)[alone.places], alone.classes)
-        pulled = (pulls * values).reshape(-1)[alone.places] + np.int32(PULL_ONE // 2)
-        mean, rest = pulled >> 6, (pulled & (PULL_ONE - 1)) >> 4
-        # Quarters -2, -1, 0, 1 of a step: their middles lie 3/8 or 1/8 beside the mean.
-        is_plain = classes >= CLASSES
-        sign = np.where(is_plain | (rest >= 2), np.int32(1), np.int32(-1))
-        offsets = np.where(is_plain, 0, np.where((rest == 0) | (rest == 3), 2, 1))
-        return After(mean, sign, self._model(classes, offsets.astype(np.uint8)))
+        model = self._model(classes)
+        return _Motion(
+            self._spread(pulls, batch, blocks)[alone.places],
+            model.tables,
+            model.shifts,
+            np.flatnonzero(classes >= CLASSES),
+        )
 
     def _classes(self, scales: npt.NDArray[np.int16]) -> Classes:
         classes = scales - np.int16(self._parameter - UNIT_CLASS)
         return np.asarray(np.minimum(classes, SHIFTED_CLASS + SHIFT_MAX * OCTAVE), np.int16)
 
-    def _spread(self, values: npt.NDArray[np.generic], batch: int, blocks: int) -> Classes:
+    def _spread(self, values: npt.NDArray[Number], batch: int, blocks: int) -> npt.NDArray[Number]:
         """Repeat (K, B) for every block of every item: flat (batch * K * blocks * B)."""
         count, size = values.shape
         shape = (batch, count, blocks, size)
         return np.broadcast_to(values[:, None, :], shape).reshape(-1)
 
-    def _model(self, classes: Classes, offsets: npt.NDArray[np.uint8] | None) -> Model:
+    def _model(self, classes: Classes) -> Model:
+        """Tables for these classes with the mean in the centre."""
         shifts = np.maximum(0, (classes - SHIFTED_CLASS) // OCTAVE)
         rows = np.maximum(0, classes - OCTAVE * shifts) * OFFSETS
-        if offsets is not None:
-            rows = rows + offsets
-        return Model(rows.astype(np.uint8), shifts.astype(np.uint8), self._tables.cumulative)
+        return Model(rows.astype(np.uint8), shifts.astype(np.uint8), self.tables.cumulative)

@@ -214,15 +214,15 @@ int64_t rans_decode(const uint16_t *words, int64_t word_count, const uint8_t *ta
         const uint16_t *cum = cumulative + WIDTH * tables[i];
         int shift = shifts[i];
         if (mode == FINE) {
-            values[i] = shift ? (int32_t)((uint32_t)values[i] << 1) + (int32_t)take_raw(&r, 1) -
-                                    (1 << (shift - 1))
+            values[i] = shift ? (int32_t)(((uint32_t)values[i] << 1) + take_raw(&r, 1) -
+                                          (1u << (shift - 1)))
                               : take_fine(&r, cum, values[i]);
         } else if (shift) {
             int32_t high = take_whole(&r, cum);
             int bits = mode == COARSE ? shift - 1 : shift;
             uint32_t low = take_raw(&r, bits);
-            values[i] = (int32_t)((uint32_t)high << bits) + (int32_t)low -
-                        (mode == COARSE ? 0 : 1 << (shift - 1));
+            values[i] = (int32_t)(((uint32_t)high << bits) + low -
+                                  (mode == COARSE ? 0 : 1u << (shift - 1)));
         } else {
             values[i] = mode == COARSE ? take_coarse(&r, cum) : take_whole(&r, cum);
         }

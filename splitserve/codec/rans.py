@@ -35,7 +35,7 @@ WIDTH = ESCAPE + 2
 ESCAPE_LENGTH_BITS = 5
 ESCAPE_BITS_MAX = 18
 VALUE_MAX = (1 << ESCAPE_BITS_MAX) - 1
-SHIFT_MAX = 15
+SHIFT_MAX = TOTAL_BITS
 LIBRARY = Path(__file__).with_name("_rans.so")
 VERSION = 1
 
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
     Args:
         tables: row of `cumulative` for each value.
-        shifts: lowest bits of each value that are stored as they are, 0 to 15.
+        shifts: lowest bits of each value that are stored as they are, 0 to 14.
         cumulative: (tables, 33), uint16; rises strictly from 0 to 2^14.
     """
 
@@ -308,7 +308,7 @@ class _Reader:
 
 def _encode_native(library: ctypes.CDLL, values: Ints, model: Model, mode: Mode) -> bytes:
     values = np.ascontiguousarray(values, np.int32)
-    # A value takes at most its table's 14 bits, 15 stored ones, and an escape's 6 + 18.
+    # A value takes at most its table's 14 bits, 14 stored ones, and an escape's 6 + 18.
     words = np.empty(4 * len(values) + 4, np.uint16)
     count = library.rans_encode(
         *_pointers(values, model), ctypes.c_int32(mode), _pointer(words), ctypes.c_int64(len(words))

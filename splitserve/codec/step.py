@@ -9,6 +9,7 @@ Payload format: docs/codec.md.
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from splitserve.tensors import DTYPES, Array, FloatArray
 
 SYMBOL_MAX = 32767
 STORED, WHOLE, LAYERED, COARSE = range(4)
+TRIED = 2048  # coefficients on which the motion levels are compared
 HEAD = struct.Struct("<BB")
 TAG = struct.Struct("<Q")
 LAYER = struct.Struct("<I")
@@ -64,9 +66,21 @@ class StepAnsCodec:
     ) -> None:
         self.parameter = parameter
         self._step = np.float32(step_size(parameter))
-        self._parts = [_Part(table, parameter) if table else None for table in tables]
+        self._parts = [
+            _Part(Transform(table), Predictor(table, parameter)) if table else None
+            for table in tables
+        ]
         self._layered = layered
         self._native = native
+
+    def at(self, parameter: int) -> "StepAnsCodec":
+        """Build the codec of another rate; it shares the matrices of this one."""
+        other = StepAnsCodec((), parameter, layered=self._layered, native=self._native)
+        other._parts = [
+            part and _Part(part.transform, Predictor(part.predictor.tables, parameter))
+            for part in self._parts
+        ]
+        return other
 
     def encode(self, tensor: Array, index: int = 0) -> bytes:
         """Encode one tensor by itself.
@@ -115,9 +129,10 @@ class StepAnsCodec:
         """Round a tensor's coefficients to the step.
 
         Raises:
-            CodecError: no tables for this tensor, or values that are not finite.
+            CodecError: no tables for such a tensor, or values that are not finite.
         """
         part = self._coded_part(index)
+        shape = part.shape(tensor.shape)
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = part.transform.forward(tensor)
             scaled *= 1 / self._step
@@ -125,8 +140,8 @@ class StepAnsCodec:
                 raise CodecError("step-ans cannot carry infinities, NaN or values near them")
         np.rint(scaled, out=scaled)
         np.clip(scaled, -SYMBOL_MAX, SYMBOL_MAX, out=scaled)
-        places = part.alone(scaled.shape).places
-        values = np.zeros(scaled.shape, np.int32)
+        places = part.alone(shape).places
+        values = np.zeros(shape, np.int32)
         values.reshape(-1)[places] = scaled.reshape(-1)[places]
         return Symbols(index, self.parameter, values)
 
@@ -144,12 +159,23 @@ class StepAnsCodec:
         best = HEAD.pack(kind, 0) + self._code(values, alone.model)
         if reference is None or not _is_alike(symbols, reference):
             return best
-        tag = TAG.pack(reference.tag)
+        level = self._best_level(part, values, alone.model, reference)
+        if not level:
+            return best
+        after = part.predictor.after(reference.values, level)
+        coded = self._code(after.sign * (values - after.mean), after.model)
+        return min(best, HEAD.pack(kind, level) + TAG.pack(reference.tag) + coded, key=len)
+
+    def _best_level(self, part: "_Part", values: Ints, alone: Model, reference: Symbols) -> int:
+        """Motion level that codes the strongest coefficients shortest; 0 when none helps."""
+        first = values[:TRIED]
+        model = Model(alone.tables[:TRIED], alone.shifts[:TRIED], alone.cumulative)
+        sizes = [len(encode_values(first, model, Mode.WHOLE, native=self._native))]
         for level in range(1, part.levels + 1):
-            after = part.predictor.after(reference.values, level)
-            coded = self._code(after.sign * (values - after.mean), after.model)
-            best = min(best, HEAD.pack(kind, level) + tag + coded, key=len)
-        return best
+            after = part.predictor.after(reference.values, level, TRIED)
+            rest = after.sign * (first - after.mean)
+            sizes.append(len(encode_values(rest, after.model, Mode.WHOLE, native=self._native)))
+        return int(np.argmin(sizes))
 
     def _code(self, values: Ints, model: Model) -> bytes:
         modes = (Mode.COARSE, Mode.FINE) if self._layered else (Mode.WHOLE,)
@@ -182,7 +208,8 @@ class StepAnsCodec:
         values = np.zeros(shape, np.int32)
         flat = values.reshape(-1)
         flat[alone.places] = after.mean + after.sign * coded if after else coded
-        if max(int(flat.max(initial=0)), -int(flat.min(initial=0))) > SYMBOL_MAX:
+        limit = SYMBOL_MAX + (middles is not None)  # the cell of the last one may begin beyond it
+        if max(int(flat.max(initial=0)), -int(flat.min(initial=0))) > limit:
             raise CodecError("a coefficient out of range")
         if middles is None:
             if references is not None:
@@ -217,14 +244,19 @@ class StepAnsCodec:
         return part
 
 
+@dataclass(frozen=True, slots=True)
 class _Part:
     """What the codec holds for one tensor."""
 
-    def __init__(self, tables: FeatureTables, parameter: int) -> None:
-        self.transform = Transform(tables)
-        self.predictor = Predictor(tables, parameter)
-        self.levels = len(tables.pulls)
-        self.shape = self.transform.coefficients_shape
+    transform: Transform
+    predictor: Predictor
+
+    @property
+    def levels(self) -> int:
+        return len(self.predictor.tables.pulls)
+
+    def shape(self, tensor_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        return self.transform.coefficients_shape(tensor_shape)
 
     def alone(self, shape: tuple[int, ...]) -> Alone:
         return self.predictor.alone(shape[0], shape[2])
@@ -255,8 +287,8 @@ def _middles(coarse: Ints, model: Model) -> tuple[Ints, FloatArray]:
 
 def _as_dtype(values: FloatArray, dtype: str) -> Array:
     wanted = DTYPES[dtype]
-    if wanted == np.float32:
-        return values
+    if wanted.kind == "f" and wanted.itemsize >= values.itemsize:
+        return values.astype(wanted, copy=False)
     if wanted.kind == "f":
         limit = float(np.finfo(wanted).max)
         return values.clip(-limit, limit).astype(wanted)

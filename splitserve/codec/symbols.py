@@ -5,6 +5,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from splitserve.codec.rans import Ints
@@ -13,6 +15,8 @@ from splitserve.errors import ReferenceMissingError
 REFERENCES_MAX = 16
 REFERENCE_ELEMENTS_MAX = 262_144
 NAME = struct.Struct("<II")
+
+Small = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,16 +50,16 @@ class References:
     """What one side of a stream has decoded lately, by tag; the oldest make room. Thread-safe."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, Symbols] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[int, int, Small]] = OrderedDict()
         self._lock = threading.Lock()
 
     def keep(self, symbols: Symbols) -> None:
         """Remember what was decoded, if it is small enough."""
         if not symbols.may_be_kept:
             return
-        tag = symbols.tag
+        tag, small = symbols.tag, symbols.values.astype(np.int16)
         with self._lock:
-            self._kept[tag] = symbols
+            self._kept[tag] = symbols.index, symbols.parameter, small
             self._kept.move_to_end(tag)
             if len(self._kept) > REFERENCES_MAX:
                 self._kept.popitem(last=False)
@@ -70,4 +74,5 @@ class References:
             if tag not in self._kept:
                 raise ReferenceMissingError("the payload builds on a frame that is not known here")
             self._kept.move_to_end(tag)
-            return self._kept[tag]
+            index, parameter, small = self._kept[tag]
+        return Symbols(index, parameter, small.astype(np.int32))

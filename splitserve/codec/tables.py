@@ -5,16 +5,20 @@ a probability table is integer arithmetic and the same on every machine. Format:
 """
 
 import io
+import math
+import re
+import struct
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from splitserve.codec.rans import TOTAL_BITS, WIDTH
 from splitserve.errors import CodecError
-from splitserve.tensors import FloatArray, TensorSpec
+from splitserve.tensors import DTYPES, FloatArray, TensorSpec
 
 OCTAVE = 8
 STEP_ZERO = 512
@@ -24,6 +28,16 @@ UNIT_CLASS = 32
 OFFSETS = 3
 WIDENED_ZERO = 128
 PULL_ONE = 64
+NPY_START = 10
+NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype><[if]8|<f4|<[iu]2|\|u1)',"
+    rb" 'fortran_order': (?P<fortran>True|False),"
+    rb" 'shape': \((?P<shape>(?:\d{1,9}, ?)*(?:\d{1,9})?)\), \} *\n",
+    re.DOTALL,
+)
+BROKEN_ZIP = (
+    zipfile.BadZipFile, ValueError, OSError, EOFError, RuntimeError, OverflowError, struct.error,
+)  # fmt: skip
 TABLES_LIMIT_BYTES = 256 * 1024 * 1024
 BLOCK_MAX = 16
 LEVELS_MAX = 8
@@ -69,9 +83,8 @@ class FeatureTables:
         Raises:
             CodecError: which field, and why.
         """
-        count, size = len(self.gain), len(self.bands)
-        mixed = (len(self.basis), count) if self.basis.size else (0, 0)
-        levels = len(self.pulls)
+        count, size, levels = (_length(value) for value in (self.gain, self.bands, self.pulls))
+        mixed = (_length(self.basis), count) if self.basis.size else (0, 0)
         wanted = {
             "axis": ((), np.int64),
             "block": ((2,), np.int64),
@@ -99,6 +112,7 @@ class FeatureTables:
         channels = len(self.basis) if self.basis.size else len(self.gain)
         axis = int(self.axis)
         numbers = (self.basis, self.gain, self.bands, self.bias)
+        logarithms = np.concatenate([self.scales, self.drifts]).astype(np.int32)
         problems = {
             "cumulative does not rise from 0 to the total": (rows[:, 0] != 0).any()
             or (rows[:, -1] != 1 << TOTAL_BITS).any()
@@ -112,11 +126,11 @@ class FeatureTables:
             ),
             "the channels are not the tensor's": not 0 <= axis < max(1, len(spec.shape))
             or channels != (spec.shape[axis] if axis else 1),
-            "scales are out of range": (np.abs(self.scales) > STEP_CODES).any()
-            or (np.abs(self.drifts) > STEP_CODES).any()
+            "scales are out of range": (np.abs(logarithms) > STEP_CODES).any()
             or (self.pulls > PULL_ONE).any()
             or (self.widened >= WIDENED_ZERO).any(),
             "there are too many motion levels": len(self.pulls) > LEVELS_MAX,
+            f"{spec.dtype} cannot be rounded": not may_be_coded(spec),
         }
         for problem, is_there in problems.items():
             if is_there:
@@ -159,15 +173,48 @@ def read_tables(content: bytes, egress: Sequence[TensorSpec]) -> list[FeatureTab
     return tables
 
 
+def may_be_coded(spec: TensorSpec) -> bool:
+    """Whether a tensor's numbers may be rounded; wider integers are addresses or counts."""
+    dtype = DTYPES[spec.dtype]
+    return dtype.kind == "f" or (dtype.kind in "iu" and dtype.itemsize == 1)
+
+
+def _length(value: npt.NDArray[np.generic]) -> int:
+    return value.shape[0] if value.ndim else 0
+
+
 def _read_arrays(content: bytes) -> dict[str, npt.NDArray[np.generic]]:
     if len(content) > TABLES_LIMIT_BYTES:
         raise CodecError(f"codec tables of {len(content)} bytes")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            packed = [entry for entry in archive.infolist() if entry.compress_type]
-            if packed:  # stored entries cannot grow beyond the file
+            entries = archive.infolist()
+            packed = [entry for entry in entries if entry.compress_type]
+            if packed:
                 raise CodecError(f"codec tables: {packed[0].filename} is compressed")
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+            if sum(entry.file_size for entry in entries) > len(content):
+                raise CodecError("codec tables claim more bytes than there are")
+            stored = {entry.filename: archive.read(entry) for entry in entries}
+    except BROKEN_ZIP as error:
         raise CodecError(f"broken codec tables: {error}") from error
+    if len(stored) < len(entries):
+        raise CodecError("codec tables hold a name twice")
+    return {name.removesuffix(".npy"): _read_array(name, file) for name, file in stored.items()}
+
+
+def _read_array(name: str, file: bytes) -> npt.NDArray[np.generic]:
+    """Read one .npy file of version 1: numpy's own reader allocates what the header claims.
+
+    Raises:
+        CodecError: another format, a type that no table has, or another size than it claims.
+    """
+    header = NPY_HEADER.match(file)
+    if header is None or header.end() != NPY_START + int.from_bytes(file[8:NPY_START], "little"):
+        raise CodecError(f"codec tables: {name} is not an array that tables have")
+    dtype = np.dtype(header["dtype"].decode())
+    shape = tuple(int(size) for size in header["shape"].split(b",") if size.strip())
+    if math.prod(shape) * dtype.itemsize != len(file) - header.end():
+        raise CodecError(f"codec tables: {name} is not of the size that it claims")
+    values = np.frombuffer(file, dtype, offset=header.end())
+    order: Literal["C", "F"] = "F" if header["fortran"] == b"True" else "C"
+    return np.array(values.reshape(shape, order=order), dtype.newbyteorder("="), order="C")

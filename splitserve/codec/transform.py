@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitserve.codec.tables import BLOCK_MAX, FeatureTables
+from splitserve.errors import CodecError
 from splitserve.tensors import Array, FloatArray
 
 
@@ -78,7 +79,15 @@ class Transform:
         return np.ascontiguousarray(self._tables.basis / self._tables.gain)
 
     def coefficients_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-        """Shape of the coefficients of a tensor."""
+        """Shape of the coefficients of a tensor.
+
+        Raises:
+            CodecError: the tables are not for such a tensor.
+        """
+        channels = len(self._tables.basis) if self._tables.basis.size else len(self._tables.gain)
+        is_mixed_alike = not self._axis or shape[self._axis : self._axis + 1] == (channels,)
+        if 0 in shape or not is_mixed_alike:
+            raise CodecError(f"tables of {channels} channels do not fit the shape {shape}")
         maps = _maps_shape(shape, self._axis)
         rows, columns = self._grid(*maps[2:])
         return maps[0], len(self._tables.gain), rows * columns, len(self._tables.bands)

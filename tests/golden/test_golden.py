@@ -5,13 +5,27 @@ once are read for ever.
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from splitserve.codec import AffineCodec, JpegCodec, RawCodec, WebpCodec
-from splitserve.tensors import Array
+from splitserve.codec import (
+    AffineCodec,
+    JpegCodec,
+    RawCodec,
+    References,
+    StepAnsCodec,
+    Symbols,
+    Transform,
+    WebpCodec,
+    coarse_part,
+    read_tables,
+)
+from splitserve.codec.rans import LIBRARY_LOADED
+from splitserve.tensors import Array, TensorSpec
 from splitserve.wire import (
     Frame,
     Limits,
@@ -69,6 +83,11 @@ FRAMES: dict[str, Frame] = {
         request_id=REQUEST_ID,
         retry_after_s=1.0,
     ),
+    "wire-v1-refusal-reference": Refusal(
+        code=RefusalCode.REFERENCE,
+        message="the payload builds on a frame that is not known here",
+        request_id=REQUEST_ID,
+    ),
 }
 RAW: dict[str, tuple[RawCodec, Array]] = {
     "codec-raw-half": (RawCodec(), HALVES),
@@ -80,6 +99,32 @@ AFFINE: dict[str, Array] = {
     "codec-affine-u8-int32": INTEGERS,
 }
 PICTURES = {"codec-jpeg": JpegCodec(), "codec-webp": WebpCodec()}
+STEP_ANS_SPEC = TensorSpec(name="features", dtype="float32", shape=("batch", 16, 4, 6))
+STEP_ANS_SHAPE = (1, 16, 4, 6)
+STEP_ANS_STEP = 512
+"""The code of the step 1: with it, and tables of powers of two, floating point is exact."""
+STEP_ANS = {
+    "codec-step-ans-whole": ("whole", False),
+    "codec-step-ans-layered": ("whole", True),
+    "codec-step-ans-after": ("after", False),
+    "codec-step-ans-after-layered": ("after", True),
+}
+"""The integers of each payload, and whether it has layers; `after` builds on `whole`."""
+STEP_ANS_FILES = {
+    *STEP_ANS,
+    "codec-step-ans-coarse",
+    "codec-step-ans-coarse.halves",
+    "codec-step-ans-whole.integers",
+    "codec-step-ans-after.integers",
+}
+LOOPS = [
+    pytest.param(
+        True,
+        id="compiled",
+        marks=pytest.mark.skipif(LIBRARY_LOADED is None, reason="no compiled loops here"),
+    ),
+    pytest.param(False, id="pure"),
+]
 
 
 def read_golden(name: str) -> bytes:
@@ -148,9 +193,55 @@ def test_a_picture_codec_reads_the_golden_file(name: str):
     assert difference.max() < 24
 
 
+def step_ans(*, layered: bool = False, native: bool = True) -> StepAnsCodec:
+    content = (FOLDER / "codec-step-ans-v1.npz").read_bytes()
+    tables = read_tables(content, [STEP_ANS_SPEC])
+    return StepAnsCodec(tables, STEP_ANS_STEP, layered=layered, native=native)
+
+
+def integers(name: str) -> Symbols:
+    """The recorded integers: (1, 16 channels, 6 blocks, 4 frequencies), little-endian int16."""
+    values = np.frombuffer(read_golden(f"codec-step-ans-{name}.integers"), "<i2")
+    return Symbols(0, STEP_ANS_STEP, values.reshape(1, 16, 6, 4).astype(np.int32))
+
+
+@pytest.mark.parametrize("native", LOOPS)
+@pytest.mark.parametrize("name", STEP_ANS)
+def test_step_ans_makes_the_golden_bytes_of_the_recorded_integers(name: str, native: bool):
+    which, layered = STEP_ANS[name]
+    reference = integers("whole") if which == "after" else None
+    got = step_ans(layered=layered, native=native).pack(integers(which), reference)
+    assert got.hex() == read_golden(name).hex()
+
+
+@pytest.mark.parametrize("native", LOOPS)
+@pytest.mark.parametrize("name", STEP_ANS)
+def test_step_ans_reads_the_golden_bytes_as_exactly_the_recorded_integers(name: str, native: bool):
+    references, want = References(), integers(STEP_ANS[name][0])
+    references.keep(integers("whole"))
+    codec = step_ans(native=native)
+    got = codec.decode(memoryview(read_golden(name)), STEP_ANS_SHAPE, "float32", 0, references)
+    assert references.find(want.tag).values.tolist() == want.values.tolist()
+    assert codec.quantise(got).values.tolist() == want.values.tolist()
+
+
+@pytest.mark.parametrize("native", LOOPS)
+def test_step_ans_reads_a_golden_coarse_layer_as_exactly_the_recorded_halves(native: bool):
+    """Twice the coefficients, little-endian int32: a coarse value means the middle of its cell."""
+    payload = read_golden("codec-step-ans-coarse")
+    want = np.frombuffer(read_golden("codec-step-ans-coarse.halves"), "<i4").reshape(1, 16, 6, 4)
+    content = (FOLDER / "codec-step-ans-v1.npz").read_bytes()
+    got = step_ans(native=native).decode(memoryview(payload), STEP_ANS_SHAPE, "float32")
+    (tables,) = read_tables(content, [STEP_ANS_SPEC])
+    assert tables is not None
+    assert (Transform(tables).forward(got) * 2).tolist() == want.tolist()
+    assert coarse_part(read_golden("codec-step-ans-layered")).hex() == payload.hex()
+
+
 def test_every_golden_file_is_read_by_a_test():
     names = {*FRAMES, *RAW, *AFFINE, *(f"{name}.decoded" for name in AFFINE), *PICTURES}
-    assert {path.stem for path in FOLDER.glob("*.hex")} == names
+    assert {path.stem for path in FOLDER.glob("*.hex")} == names | STEP_ANS_FILES
+    assert [path.name for path in FOLDER.glob("*.npz")] == ["codec-step-ans-v1.npz"]
 
 
 def test_the_vectors_in_the_format_document_are_the_golden_bytes():
@@ -160,3 +251,10 @@ def test_the_vectors_in_the_format_document_are_the_golden_bytes():
     for name, block in shown:
         columns = [re.split(r" {3,}", line)[0] for line in block.splitlines()]
         assert bytes.fromhex("".join(columns)).hex() == read_golden(name).hex(), name
+
+
+def test_the_proof_for_other_processors_holds_on_this_one():
+    command = [sys.executable, str(FOLDER.parent / "arm64" / "prove.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pure loops: 4 golden payloads" in done.stdout

@@ -108,38 +108,53 @@ def test_codec_numbers_are_those_of_the_format():
         "affine-u8": 2,
         "jpeg": 3,
         "webp": 4,
+        "step-ans": 5,
     }
     assert all(kind.name == name for name, kind in CODECS.items())
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "step-ans"])
 def test_a_codec_is_found_by_name_and_by_number(name: str):
     assert isinstance(build_codec(name), CODECS[name])
     assert isinstance(codec_by_number(CODECS[name].number), CODECS[name])
 
 
-@pytest.mark.parametrize("number", [0, 5, 255, -1])
+@pytest.mark.parametrize("quality", [None, 99])
+def test_step_ans_is_not_made_without_an_artifact(quality: float | None):
+    with pytest.raises(UsageError, match="step-ans needs the tables of a calibrated artifact"):
+        build_codec("step-ans", quality)
+    with pytest.raises(CodecError, match="unknown codec number 5"):
+        codec_by_number(5)
+
+
+@pytest.mark.parametrize("number", [0, 6, 255, -1])
 def test_codec_by_number_refuses_an_unknown_number(number: int):
     with pytest.raises(CodecError, match=f"unknown codec number {number}"):
         codec_by_number(number)
 
 
 def test_build_codec_names_the_codecs_it_knows():
-    with pytest.raises(UsageError, match="no codec 'zip'; there are: raw, affine-u8, jpeg, webp"):
+    known = "raw, affine-u8, jpeg, webp, step-ans"
+    with pytest.raises(UsageError, match=f"no codec 'zip'; there are: {known}"):
         build_codec("zip")
 
 
 @pytest.mark.parametrize("name", ["raw", "affine-u8"])
 def test_build_codec_refuses_a_quality_where_there_is_none(name: str):
-    with pytest.raises(UsageError, match="--quality is for jpeg and webp"):
+    with pytest.raises(UsageError, match="--quality is for jpeg, webp and step-ans"):
         build_codec(name, 90)
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp"])
-@pytest.mark.parametrize("quality", [-1, 0, 101])
-def test_build_codec_refuses_a_quality_out_of_range(name: str, quality: int):
-    with pytest.raises(UsageError, match="not 1 to 100"):
+@pytest.mark.parametrize("quality", [-1, 0, 0.5, 50.5, 101, math.nan, math.inf])
+def test_build_codec_refuses_a_quality_that_is_none(name: str, quality: float):
+    with pytest.raises(UsageError, match=f"{quality:g} is not a whole number from 1 to 100"):
         build_codec(name, quality)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_build_codec_takes_a_whole_number_as_a_float(name: str):
+    assert build_codec(name, 50.0).encode(picture()) == build_codec(name, 50).encode(picture())
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp"])

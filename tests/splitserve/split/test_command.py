@@ -217,6 +217,32 @@ def test_inspect_prints_every_position(tiny_artifact: Path, capsys: Capture) -> 
     assert "files match their hashes" in out
 
 
+def test_inspect_prints_the_rates_of_calibrated_cuts(
+    tiny_artifact: Path, calibrated_artifact: Path, capsys: Capture
+) -> None:
+    assert main(["inspect", str(tiny_artifact)]) == 0
+    assert "step-ans" not in capsys.readouterr().out
+    assert main(["inspect", str(calibrated_artifact)]) == 0
+    out = capsys.readouterr().out
+    assert "99.90 (98.90 to 100.00)" in out
+    assert "1,500" in out
+    assert main(["inspect", str(calibrated_artifact), "--json"]) == 0
+    cut = json.loads(capsys.readouterr().out)["manifest"]["cuts"][0]
+    rate = cut["calibration"]["rates"][1]
+    assert (rate["floor"], rate["bytes_mean"], rate["bytes_p95"]) == (99.0, 1500.0, 1800.0)
+    assert rate["agreement"] == {"value": 99.0, "low": 98.0, "high": 100.0}
+
+
+def test_inspect_notices_changed_tables(
+    calibrated_artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(calibrated_artifact, folder)
+    (folder / "t1.npz").write_bytes(b"other")
+    assert main(["inspect", str(folder)]) == 1
+    assert "t1.npz" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["s1.onnx", "h2.onnx"])
 def test_inspect_notices_any_changed_file(
     lite0_artifact: Path, tmp_path: Path, capsys: Capture, name: str
