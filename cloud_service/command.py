@@ -17,6 +17,7 @@ from cloud_service.scheduler import Scheduler
 from cloud_service.service import Service
 from cloud_service.tail import MAX_ELEMENTS, Tail
 from splitserve.artifact import load_artifact
+from splitserve.codec import use_one_thread
 from splitserve.errors import UsageError
 from splitserve.logs import configure_logging
 from splitserve.output import print_document
@@ -121,6 +122,7 @@ class DrainingServer(uvicorn.Server):
 def run(options: Options) -> int:
     """Serve until SIGTERM or SIGINT."""
     configure_logging(options.log_level, as_json=options.log_json)
+    use_one_thread()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(options))
 

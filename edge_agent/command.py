@@ -15,7 +15,7 @@ from edge_agent.loop import Agent
 from edge_agent.source import open_source, until
 from edge_agent.uplink import open_uplink
 from splitserve.artifact import INPUT, OUTPUT, Artifact, load_artifact
-from splitserve.codec import StepAnsCodec
+from splitserve.codec import StepAnsCodec, use_one_thread
 from splitserve.errors import UsageError
 from splitserve.logs import configure_logging
 from splitserve.runtime import RuntimeOptions, open_chain
@@ -72,6 +72,7 @@ class Options(Settings):
 def run(options: Options) -> int:
     """Answer until the source ends or a signal comes; 1 when an input got no answer."""
     configure_logging(options.log_level, as_json=options.log_json)
+    use_one_thread()
     return asyncio.run(_run(options))
 
 

@@ -11,12 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from threadpoolctl import threadpool_limits
 
 from splitserve.artifact import INPUT, load_artifact
 from splitserve.bench.rate_plot import Curve, Point, draw_rates
 from splitserve.bench.rates import Meter
 from splitserve.calibrate import read_inputs
+from splitserve.codec import use_one_thread
 from splitserve.errors import UsageError
 from splitserve.output import print_document
 from splitserve.settings import Counts, Names, Settings
@@ -25,6 +25,7 @@ QUALITIES = (30, 50, 60, 70, 75, 80, 85, 90, 92, 95, 97, 99, 100)
 Row = dict[str, Any]
 FLOORS = (99.5, 99.0, 98.0, 95.0)
 LABELS = {
+    "coarse": "step-ans, coarse layer alone",
     "jpeg": "JPEG of the input",
     "webp": "WebP of the input",
     "order-0": "order-0 entropy (bound)",
@@ -80,13 +81,11 @@ def run(options: Options) -> int:
     seen = [cut.calibration.inputs_sha256 for cut in manifest.cuts if cut.calibration]
     if inputs.sha256 in seen:
         raise UsageError("these are the pictures of the calibration; name others with --images")
-    with threadpool_limits(1):
-        meter = Meter(artifact, inputs)
-        rows = [
-            row
-            for name in [INPUT, *names]
-            for row in meter.measure(name, options.qualities, console)
-        ]
+    use_one_thread()
+    meter = Meter(artifact, inputs)
+    rows = [
+        row for name in [INPUT, *names] for row in meter.measure(name, options.qualities, console)
+    ]
     options.output.mkdir(parents=True, exist_ok=True)
     result = {
         "model": manifest.model.name,
@@ -135,7 +134,7 @@ def _draw(title: str, cut: str, rows: Sequence[Row], target: Path) -> None:
                 if row["codec"] == codec and row["cut"] in (cut, INPUT)
             ],
         )
-        for codec in ("step-ans", "order-0", "affine-u8", "jpeg", "webp")
+        for codec in ("step-ans", "coarse", "order-0", "affine-u8", "jpeg", "webp")
     ]
     draw_rates(title, curves, target)
 
@@ -152,7 +151,7 @@ def _show(best: Sequence[tuple[float, Row]], result: dict[str, Any], output: Pat
     )
     table.add_column("at", no_wrap=True)
     table.add_column("codec", no_wrap=True)
-    for name in ("floor", "setting", "agrees %", "bytes", "p95", "top-1", "enc ms", "dec ms"):
+    for name in ("floor", "setting", "agree", "bytes", "p95", "top-1", "enc", "dec"):
         table.add_column(name, justify="right", no_wrap=True)
     shown = ""
     for floor, row in best:
@@ -175,7 +174,7 @@ def _show(best: Sequence[tuple[float, Row]], result: dict[str, Any], output: Pat
     Console().print(table)
     Console(stderr=True).print(
         f"{result['pictures']} pictures that no table was fitted to; bytes of the whole request"
-        " frame, mean and p95; top-1: change in points; times: medians on one thread; order-0 is a"
+        " frame, mean and p95; top-1: change in points; times: median ms, one thread; order-0 is a"
         f" bound, not a codec. All points: {output / 'rates.json'}, plots beside it.",
         highlight=False,
         markup=False,

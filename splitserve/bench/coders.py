@@ -12,13 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from threadpoolctl import threadpool_limits
 
 from splitserve.artifact import load_artifact
 from splitserve.bench.rivals import Coder, Rivals
 from splitserve.bench.speed import time_codecs, time_figures
 from splitserve.calibrate import model_input, read_inputs
-from splitserve.codec import Codecs, StepAnsCodec, read_tables
+from splitserve.codec import Codecs, StepAnsCodec, read_tables, use_one_thread
 from splitserve.codec.rans import Ints
 from splitserve.errors import UsageError
 from splitserve.output import print_document
@@ -58,9 +57,9 @@ class Options(Settings):
 def run(options: Options) -> int:
     """Measure and print both tables."""
     console = Console(stderr=True)
-    with threadpool_limits(1):
-        rows = _compare(options, console)
-        speed = [row for shape in SHAPES for row in time_codecs(shape, options.rounds, console)]
+    use_one_thread()
+    rows = _compare(options, console)
+    speed = [row for shape in SHAPES for row in time_codecs(shape, options.rounds, console)]
     if options.as_json:
         print_document({"cut": options.cut, "coders": rows, "speed": speed})
     else:

@@ -30,6 +30,7 @@ ANSWER_S = 60.0
 AGREEMENT_FLOOR = 0.9
 LATE_SHARE = 0.95
 CUTS = 3
+ALONE = ("--no-temporal",)  # the views do not follow one another
 
 
 class Options(Settings):
@@ -148,7 +149,7 @@ def choose_arms(manifest: Manifest, options: Options) -> list[Arm]:
         Arm("cloud, WebP", INPUT, ("--codec", "webp", "--quality", str(options.webp_quality))),
     ]
     useful = [cut.name for cut in manifest.cuts if cut.macs_share < LATE_SHARE]
-    return arms + [Arm(f"split at {name}", name) for name in useful[-CUTS:]]
+    return arms + [Arm(f"split at {name}", name, ALONE) for name in useful[-CUTS:]]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 STYLES = {
     "step-ans": ("#1b6ca8", "o", "-"),
+    "coarse": ("#5fa8d3", "o", "--"),
     "affine-u8": ("#7a4fa3", "D", "none"),
     "raw": ("#555555", "s", "none"),
     "jpeg": ("#c8553d", "^", "-"),

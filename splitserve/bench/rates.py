@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rich.console import Console
@@ -22,7 +22,7 @@ from splitserve.calibrate import (
     make_judge,
     model_input,
 )
-from splitserve.codec import Codec, Codecs, StepAnsCodec, build_codec
+from splitserve.codec import Codec, Codecs, StepAnsCodec, build_codec, coarse_part
 from splitserve.picture import Pixels
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.tensors import Array, Tensors
@@ -33,6 +33,23 @@ CODES_BETWEEN = 2
 CODES_BEYOND = 6
 BOUND_INPUTS = 20
 NO_ID = bytes(16)
+
+
+class CoarseLayer:
+    """What a sender whose time is up sends of a layered payload: the coarse layer alone."""
+
+    name: ClassVar[str] = StepAnsCodec.name
+    number: ClassVar[int] = StepAnsCodec.number
+    takes_pixels: ClassVar[bool] = False
+
+    def __init__(self, codec: StepAnsCodec) -> None:
+        self._codec = codec.at(codec.parameter, layered=True)
+        self.parameter = codec.parameter
+        self.decode = self._codec.decode
+
+    def encode(self, tensor: Array, index: int = 0) -> bytes:
+        """Encode both layers, and keep the first."""
+        return coarse_part(self._codec.encode(tensor, index))
 
 
 @dataclass(slots=True)
@@ -128,10 +145,10 @@ class Meter:
         codes = {rate.parameter for rate in calibration.rates} if calibration else set()
         if codes:
             codes |= set(range(min(codes), max(codes) + CODES_BEYOND, CODES_BETWEEN))
-        settings += [
-            Setting("step-ans", str(code), codecs.decoder(StepAnsCodec.number, position, code))
-            for code in sorted(codes)
-        ]
+        for code in sorted(codes):
+            codec = codecs.step_codec(position, code)
+            settings.append(Setting("step-ans", str(code), codec))
+            settings.append(Setting("coarse", str(code), CoarseLayer(codec)))
         return settings + self._bounds(position)
 
     def _bounds(self, position: int) -> list[Setting]:

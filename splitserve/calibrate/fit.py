@@ -21,7 +21,7 @@ from splitserve.tensors import FloatArray, TensorSpec
 
 MIX_CHANNELS_MAX = 512  # mixing costs channels^2 multiply-adds a position
 MIX_ROWS_MIN = 2  # positions for each channel
-DEAD = 1e-9  # of the largest variance; a channel that always says the same is dropped
+DEAD = 1e-9  # of the largest energy; a direction that is always zero is dropped
 SHAPE_RANGE = (0.7, 2.2)
 SHAPES = np.linspace(*SHAPE_RANGE, 151)
 
@@ -88,7 +88,8 @@ def _basis(maps: FloatArray) -> Doubles:
     """Principal directions of the channels, the strongest first: (C, K), orthonormal."""
     rows = np.moveaxis(maps, 1, -1).reshape(-1, maps.shape[1]).astype(np.float64)
     variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(rows, rowvar=False)))
-    alive = variances > DEAD * max(variances.max(), np.finfo(np.float64).tiny)
+    energy = variances + (rows.mean(axis=0) @ directions) ** 2
+    alive = energy > DEAD * max(energy.max(), np.finfo(np.float64).tiny)
     alive[-1] = True
     return np.asarray(directions[:, alive][:, ::-1])
 

@@ -1,6 +1,7 @@
 """Inputs to calibrate on: pictures of a folder, or stored tensors for models that take none."""
 
 import hashlib
+import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from splitserve.tensors import DTYPES, Tensors, mismatch
 
 LABELS = "labels.csv"
 INPUTS_MIN = 20
+# A single array is no archive (TypeError), and what is no array in one is bytes (AttributeError).
+BROKEN_NPZ = (
+    KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ def read_inputs(folder: Path, manifest: Manifest, limit: int, seed: int) -> Inpu
         contents.append(content)
     return Inputs(
         pixels=_pictures(chosen, contents, manifest),
-        tensors=[] if manifest.preprocess else [_arrays(path, manifest) for path in chosen],
+        tensors=_tensors(chosen, contents, manifest),
         labels=[labels[path] for path in chosen] if labels else [],
         sha256=digest.hexdigest(),
     )
@@ -94,14 +99,20 @@ def _pictures(paths: Sequence[Path], contents: Sequence[bytes], manifest: Manife
     return pictures
 
 
-def _arrays(path: Path, manifest: Manifest) -> Tensors:
+def _tensors(paths: Sequence[Path], contents: Sequence[bytes], manifest: Manifest) -> list[Tensors]:
+    if manifest.preprocess:
+        return []
+    return [_arrays(path, content, manifest) for path, content in zip(paths, contents, strict=True)]
+
+
+def _arrays(path: Path, content: bytes, manifest: Manifest) -> Tensors:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             tensors = {
                 spec.name: stored[spec.name].astype(DTYPES[spec.dtype], copy=False)
                 for spec in manifest.inputs
             }
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except BROKEN_NPZ as error:
         names = ", ".join(spec.name for spec in manifest.inputs)
         raise UsageError(f"{path}: needs one array for each of {names}: {error}") from error
     problem = mismatch(manifest.inputs, [tensors[spec.name].shape for spec in manifest.inputs])

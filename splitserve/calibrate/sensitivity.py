@@ -91,7 +91,7 @@ def measure_weights(
 
 def balance(weights: Sequence[Weights], felt: Sequence[float]) -> list[Weights]:
     """Scale the weights of a cut's tensors so that one step suits all of them."""
-    mean = float(np.mean(felt)) or 1.0
+    mean = sum(felt) / max(1, len(felt)) or 1.0
     factors = [min(max((value / mean) ** BAND_POWER, 1e-3), 1e3) for value in felt]
     return [
         replace(weight, gain=weight.gain * np.float32(factor))

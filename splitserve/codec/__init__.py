@@ -12,6 +12,7 @@ from splitserve.codec.raw import RawCodec
 from splitserve.codec.step import StepAnsCodec, coarse_part, step_size
 from splitserve.codec.symbols import REFERENCES_MAX, References, Symbols
 from splitserve.codec.tables import FeatureTables, read_tables, write_tables
+from splitserve.codec.threads import use_one_thread
 from splitserve.codec.transform import Transform
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "codec_by_number",
     "read_tables",
     "step_size",
+    "use_one_thread",
     "write_tables",
 ]

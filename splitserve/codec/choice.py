@@ -110,7 +110,7 @@ class Codecs:
             content = artifact.read_tables(position)
             if content is not None:
                 self._plain[position] = StepAnsCodec(read_tables(content, cut.egress), STEP_ZERO)
-        self._step_codec = lru_cache(CACHED_CODECS)(self._make_step_codec)
+        self.step_codec = lru_cache(CACHED_CODECS)(self._step_codec)
 
     def encoder(self, name: str, position: int, quality: float | None = None) -> Codec:
         """Find the codec for a plan.
@@ -128,7 +128,7 @@ class Codecs:
         if name != StepAnsCodec.name:
             return build_codec(name, quality)
         rate = self._rate(position, quality)
-        return self._step_codec(position, rate.parameter)
+        return self.step_codec(position, rate.parameter)
 
     def decoder(self, number: int, position: int, parameter: int) -> Codec:
         """Find the codec that a frame names.
@@ -142,7 +142,7 @@ class Codecs:
             return codec_by_number(number)
         if position not in self._plain:
             raise CodecError(f"step-ans has no tables at position {position}")
-        return self._step_codec(position, parameter)
+        return self.step_codec(position, parameter)
 
     def _rate(self, position: int, quality: float | None) -> Rate:
         manifest = self._artifact.manifest
@@ -164,5 +164,5 @@ class Codecs:
             raise UsageError(f"no rate for {floor:g} % agreement at {where}; there are: {known}")
         return min(good, key=lambda rate: rate.floor)
 
-    def _make_step_codec(self, position: int, parameter: int) -> StepAnsCodec:
+    def _step_codec(self, position: int, parameter: int) -> StepAnsCodec:
         return self._plain[position].at(parameter)

@@ -73,9 +73,9 @@ class StepAnsCodec:
         self._layered = layered
         self._native = native
 
-    def at(self, parameter: int) -> "StepAnsCodec":
+    def at(self, parameter: int, *, layered: bool = False) -> "StepAnsCodec":
         """Build the codec of another rate; it shares the matrices of this one."""
-        other = StepAnsCodec((), parameter, layered=self._layered, native=self._native)
+        other = StepAnsCodec((), parameter, layered=layered, native=self._native)
         other._parts = [
             part and _Part(part.transform, Predictor(part.predictor.tables, parameter))
             for part in self._parts

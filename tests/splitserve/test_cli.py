@@ -120,7 +120,7 @@ def test_other_words_are_left_to_the_shell_which_offers_files(
 @pytest.mark.parametrize("words", [["split", "-"], ["split", "model.onnx", "--cuts", "a", "--"]])
 def test_further_words_complete_to_the_flags(words: list[str], capsys: Capture) -> None:
     assert complete(words, capsys) == [
-        "--as-json", "--cuts", "--help", "--json", "--output", "--recipe", "-h", "-o",
+        "--as-json", "--cuts", "--help", "--json", "--output", "--recipe", "--shape", "-h", "-o",
     ]  # fmt: skip
 
 

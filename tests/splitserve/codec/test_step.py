@@ -552,7 +552,7 @@ def test_memory_goes_by_the_batch_that_is_claimed_and_is_given_back():
         now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 40 * batch * 5 * 64
+    assert peak < 80 * batch * 5 * 64
     assert now < 100_000
 
 
