@@ -1,7 +1,7 @@
 """Calibrate one cut: tables from some inputs, rates on others."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,22 +30,23 @@ class Material:
     Args:
         position: of the cut.
         egress: what crosses there.
-        fit: per tensor, (inputs, ...), to fit tables to.
+        fit: features to fit tables to, per input.
         fit_wanted: the unsplit model's outputs for these.
         held: features of other inputs, to measure on.
         held_wanted: the unsplit model's outputs for these.
         labels: right classes of the held inputs; empty where they are not known.
-        pairs: known frames, then per motion level the frames that follow; empty without pictures.
+        pairs: features of known frames, then per motion level of the frames that follow; empty
+            without pictures.
     """
 
     position: int
     egress: tuple[TensorSpec, ...]
-    fit: Mapping[str, Array]
+    fit: Sequence[Tensors]
     fit_wanted: Sequence[Tensors]
     held: Sequence[Tensors]
     held_wanted: Sequence[Tensors]
     labels: Sequence[int]
-    pairs: Sequence[Mapping[str, Array]]
+    pairs: Sequence[Sequence[Tensors]]
 
 
 class CutCalibrator:
@@ -77,28 +78,29 @@ class CutCalibrator:
         """Find the tables of every egress tensor; None for one that is stored as it is."""
         material = self._material
         coded = [spec for spec in material.egress if is_coded(spec)]
+        features = [_stack(material.fit, spec.name) for spec in coded]
         plain = [
-            plain_tables(material.fit[spec.name], channel_axis(spec, channels_last))
-            for spec in coded
+            plain_tables(stack, channel_axis(spec, channels_last))
+            for spec, stack in zip(coded, features, strict=True)
         ]
         measured = [self._weights(spec, table) for spec, table in zip(coded, plain, strict=True)]
         weights = balance([weight for weight, _ in measured], [felt for _, felt in measured])
         tables: dict[str, FeatureTables] = {}
-        for spec, table, weight in zip(coded, plain, weights, strict=True):
-            fitted = fit_tables(material.fit[spec.name], table, weight)
+        for spec, stack, table, weight in zip(coded, features, plain, weights, strict=True):
+            fitted = fit_tables(stack, table, weight)
             if material.pairs:
-                known, *after = (pair[spec.name] for pair in material.pairs)
+                known, *after = (_stack(frames, spec.name) for frames in material.pairs)
                 fitted = fit_motion(fitted, known, after)
             tables[spec.name] = fitted
         return [tables.get(spec.name) for spec in material.egress]
 
     def _weights(self, spec: TensorSpec, plain: FeatureTables) -> tuple[Weights, float]:
         material = self._material
-        some = material.fit[spec.name][:NOISE_INPUTS]
+        some = [tensors[spec.name] for tensors in material.fit[:NOISE_INPUTS]]
 
         def divergence(index: int, moved: Array) -> float:
-            tensors = {name: values[index : index + 1] for name, values in material.fit.items()}
-            tensors[spec.name] = moved.astype(DTYPES[spec.dtype])
+            own = {spec.name: moved.astype(DTYPES[spec.dtype])}
+            tensors = {**material.fit[index], **own}
             return self._judge.divergence(self._tail(tensors), material.fit_wanted[index])
 
         return measure_weights(some, plain, divergence, self._generator, self._tick)
@@ -168,6 +170,11 @@ class CutCalibrator:
 
     def _tail(self, tensors: Tensors) -> Tensors:
         return self._chain.run(tensors, self._material.position, len(self._chain))
+
+
+def _stack(inputs: Sequence[Tensors], name: str) -> Array:
+    """One tensor of all inputs along the first axis."""
+    return np.concatenate([tensors[name] for tensors in inputs])
 
 
 def is_coded(spec: TensorSpec) -> bool:

@@ -47,7 +47,7 @@ def group_bands(block: tuple[int, int]) -> Groups:
 
 
 def measure_weights(
-    features: FloatArray,
+    features: Sequence[Array],
     plain: FeatureTables,
     divergence: Divergence,
     generator: np.random.Generator,
@@ -56,9 +56,9 @@ def measure_weights(
     """Measure a tensor's sensitivities.
 
     Args:
-        features: (pictures, ...) of one tensor.
+        features: one tensor of each input, of one shape.
         plain: its transform.
-        divergence: what picture i's answer changes by when its features are these, (1, ...).
+        divergence: what input i's answer changes by when its tensor is this one.
         generator: of the noise.
         tick: called once per group, for a progress bar.
 
@@ -66,17 +66,16 @@ def measure_weights(
         Weights of mean square 1, and the tensor's sensitivity per unit of noise energy.
     """
     transform = Transform(plain)
-    shape = transform.coefficients_shape((1, *features.shape[1:]))
-    amplitude = NOISE_SHARE * float(features.std())
+    shape = transform.coefficients_shape(features[0].shape)
+    amplitude = NOISE_SHARE * float(np.std(features))
     channels = group_channels(shape[1])
     bands = group_bands((int(plain.block[0]), int(plain.block[1])))
 
     def sensitivity(is_in: npt.NDArray[np.bool_]) -> float:
         total = energy = 0.0
-        for index in range(len(features)):
-            picture = features[index : index + 1]
+        for index, own in enumerate(features):
             noise = generator.standard_normal(shape).astype(np.float32) * amplitude * is_in
-            moved = transform.backward(transform.forward(picture) + noise, picture.shape)
+            moved = transform.backward(transform.forward(own) + noise, own.shape)
             total += divergence(index, moved)
             energy += float(np.square(noise).sum())
         tick()

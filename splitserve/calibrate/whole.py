@@ -123,7 +123,7 @@ class _Answers:
         return Material(
             position=position,
             egress=egress,
-            fit=_stack(features[:count]),
+            fit=features[:count],
             fit_wanted=[self.wanted[index] for index in fit],
             held=features[count:],
             held_wanted=[self.wanted[index] for index in held],
@@ -131,7 +131,7 @@ class _Answers:
             pairs=self._pairs(position, min(PAIRS, count), seed),
         )
 
-    def _pairs(self, position: int, count: int, seed: int) -> list[dict[str, Array]]:
+    def _pairs(self, position: int, count: int, seed: int) -> list[list[dict[str, Array]]]:
         if not self.inputs.pixels:
             return []
         generator = np.random.default_rng(seed)
@@ -141,11 +141,7 @@ class _Answers:
             views = [pixels, *moved_pictures(pixels, generator)]
             for level, view in enumerate(views):
                 frames[level].append(self._features(model_input(view, manifest), position))
-        return [_stack(level) for level in frames]
+        return frames
 
     def _features(self, tensors: Tensors, position: int) -> dict[str, Array]:
         return dict(self.chain.run(tensors, 0, position))
-
-
-def _stack(features: Sequence[Tensors]) -> dict[str, Array]:
-    return {name: np.concatenate([each[name] for each in features]) for name in features[0]}

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from calibrated import moving_pixels
+from onnx import TensorProto, helper
 from PIL import Image
 
 from splitserve.artifact import Artifact, load_artifact, write_artifact
@@ -304,3 +306,45 @@ def test_flags_that_make_no_sense_are_a_wrong_call(
 def test_a_folder_that_is_no_artifact_fails(tmp_path: Path, images: Path, capsys: Capture):
     assert main(words(tmp_path, images)) == 1
     assert "splitserve split" in capsys.readouterr().err
+
+
+def test_tensors_without_a_batch_axis_may_cross_a_cut(tmp_path: Path):
+    """A vector and a scalar that only the tail reads travel as they are, beside the features."""
+    generator = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("Mul", ["y", "gain"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["moved"]),
+        helper.make_node("GlobalAveragePool", ["moved"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["scores"]),
+    ]
+    shapes = {"x": ["batch", 8, 6, 6], "gain": [8, 1, 1], "offset": []}
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    ]
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 8])
+    model = helper.make_model(
+        helper.make_graph(nodes, "late", values, [scores]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=10,
+    )
+    onnx.save(model, str(tmp_path / "late.onnx"))
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    for seed in range(24):
+        np.savez(
+            folder / f"{seed:02}.npz",
+            x=generator.standard_normal((1, 8, 6, 6)).astype(np.float32),
+            gain=generator.uniform(0.5, 2, (8, 1, 1)).astype(np.float32),
+            offset=np.float32(seed),
+        )
+    target = tmp_path / "artifact"
+    name = "gain+offset+y"
+    assert main(["split", str(tmp_path / "late.onnx"), "-o", str(target), "--cuts", name]) == 0
+    assert main(words(target, folder)) == 0
+    artifact = load_artifact(target)
+    assert artifact.manifest.cuts[0].name == name
+    tables = read_tables(artifact.read_tables(1) or b"", artifact.manifest.egress(1))
+    assert [table is not None for table in tables] == [False, False, True]
+    assert all(rate.agreement.value >= rate.floor for rate in calibrations(artifact)[0].rates)

@@ -31,7 +31,9 @@ def measure(felt: Array, features: Array = FEATURES) -> tuple[Weights, float]:
     def divergence(index: int, moved: Array) -> float:
         return float((felt * np.square(moved - features[index : index + 1], dtype=float)).sum())
 
-    return measure_weights(features, plain, divergence, np.random.default_rng(0), lambda: None)
+    return measure_weights(
+        list(features[:, None]), plain, divergence, np.random.default_rng(0), lambda: None
+    )
 
 
 def test_a_tail_that_feels_everything_alike_gets_even_weights():
@@ -59,7 +61,7 @@ def test_a_frequency_that_is_not_felt_gets_the_least_weight():
         return float(np.square(change).sum())
 
     weights, _ = measure_weights(
-        FEATURES, PLAIN, divergence, np.random.default_rng(0), lambda: None
+        list(FEATURES[:, None]), PLAIN, divergence, np.random.default_rng(0), lambda: None
     )
     bands = weights.bands.reshape(8, 8)
     assert bands[0, 0] == bands.max()
@@ -83,7 +85,11 @@ def test_features_without_variation_get_even_weights():
 def test_a_tick_is_heard_for_every_group():
     ticks = []
     measure_weights(
-        FEATURES, PLAIN, lambda *_: 0.0, np.random.default_rng(0), lambda: ticks.append(1)
+        list(FEATURES[:, None]),
+        PLAIN,
+        lambda *_: 0.0,
+        np.random.default_rng(0),
+        lambda: ticks.append(1),
     )
     assert len(ticks) == 5 + group_bands((8, 8)).max() + 1
 
