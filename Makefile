@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 IMAGES ?=
+TEST ?=
 WEIGHTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fmt check slim bench bench-accuracy verify-models fuzz clean
+.PHONY: help setup demo test fmt check slim bench bench-accuracy bench-codec verify-models fuzz golden clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -56,6 +57,19 @@ bench-accuracy: $(STAMP)  ## top-1 and top-5 on labelled pictures: make bench-ac
 verify-models: $(STAMP)  ## every single cut of every network in a folder: make verify-models WEIGHTS=DIR
 	@test -n "$(WEIGHTS)" || { echo "name a folder of ONNX and safetensors files: make verify-models WEIGHTS=DIR"; exit 2; }
 	$(BIN)/python tests/verify_models.py $(WEIGHTS)
+
+bench-codec: $(STAMP)  ## the feature codec against JPEG, WebP and others: make bench-codec IMAGES=DIR TEST=DIR
+	@test -n "$(IMAGES)" -a -n "$(TEST)" \
+	    || { echo "name pictures to fit to and others to measure on: make bench-codec IMAGES=DIR TEST=DIR"; exit 2; }
+	$(BIN)/splitserve export efficientnet_lite0 -o build/efficientnet_lite0.onnx
+	$(BIN)/splitserve split build/efficientnet_lite0.onnx -o build/codec/artifact
+	$(BIN)/splitserve calibrate build/codec/artifact --images $(IMAGES) --limit 1000
+	$(BIN)/splitserve bench codec build/codec/artifact --images $(TEST) -o build/codec
+	$(BIN)/splitserve bench coders build/codec/artifact --images $(TEST)
+	$(BIN)/splitserve bench temporal build/codec/artifact --cuts block3,block5,block11
+
+golden:  ## decode and encode the golden bytes with another Python, of an ARM board say: make golden PYTHON=python3
+	$(PYTHON) tests/arm64/prove.py
 
 clean:  ## remove what the targets made, the environment too
 	rm -rf $(VENV) $(VENV)-slim build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

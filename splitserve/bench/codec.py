@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from splitserve.artifact import INPUT, load_artifact
+from splitserve.artifact import INPUT, Manifest, load_artifact
 from splitserve.bench.rate_plot import Curve, Point, draw_rates
 from splitserve.bench.rates import Meter
 from splitserve.calibrate import read_inputs
@@ -86,12 +86,14 @@ def run(options: Options) -> int:
     rows = [
         row for name in [INPUT, *names] for row in meter.measure(name, options.qualities, console)
     ]
+    promises = _promised(manifest, rows)
     options.output.mkdir(parents=True, exist_ok=True)
     result = {
         "model": manifest.model.name,
         "artifact": artifact.id.hex(),
         "pictures": len(inputs),
         "inputs_sha256": inputs.sha256,
+        "promises": promises,
         "rows": rows,
     }
     (options.output / "rates.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -101,6 +103,7 @@ def run(options: Options) -> int:
     if options.as_json:
         print_document(result)
     else:
+        _show_promises(promises)
         _show(_cheapest(rows), result, options.output)
     return 0
 
@@ -116,6 +119,18 @@ def _cheapest(rows: Sequence[Row]) -> list[tuple[float, Row]]:
             if best and (not found or found[-1][1] is not best):
                 found.append((floor, best))
     return found
+
+
+def _promised(manifest: Manifest, rows: Sequence[Row]) -> list[Row]:
+    """What calibration promised of each rate, and what was seen on these pictures."""
+    seen = {(row["cut"], row["setting"]): row for row in rows if row["codec"] == "step-ans"}
+    return [
+        {"floor": rate.floor, "promised": rate.agreement.value, "promised_bytes": rate.bytes_mean}
+        | seen[cut.name, str(rate.parameter)]
+        for cut in manifest.cuts
+        for rate in (cut.calibration.rates if cut.calibration else ())
+        if (cut.name, str(rate.parameter)) in seen
+    ]
 
 
 def _draw(title: str, cut: str, rows: Sequence[Row], target: Path) -> None:
@@ -141,6 +156,33 @@ def _draw(title: str, cut: str, rows: Sequence[Row], target: Path) -> None:
 
 def _file_name(cut: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_+." else "_" for letter in cut)
+
+
+def _show_promises(promises: Sequence[Row]) -> None:
+    table = Table(
+        title="rates of the calibration, on these pictures", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("cut", no_wrap=True)
+    for name in ("floor", "promised", "seen here (95 %)", "bytes", "p95", "top-1 (95 %)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in promises:
+        low, high = row["agreement_low"], row["agreement_high"]
+        change = (
+            f"{row['top1_change']:+.1f} ({row['top1_change_low']:+.1f} to"
+            f" {row['top1_change_high']:+.1f})"
+            if "top1_change" in row
+            else ""
+        )
+        table.add_row(
+            escape(row["cut"]),
+            f"{row['floor']:g}",
+            f"{row['promised']:.1f}",
+            f"{row['agreement']:.1f} ({low:.1f}-{high:.1f})",
+            f"{row['bytes_mean']:,.0f}",
+            f"{row['bytes_p95']:,.0f}",
+            change,
+        )
+    Console().print(table)
 
 
 def _show(best: Sequence[tuple[float, Row]], result: dict[str, Any], output: Path) -> None:
