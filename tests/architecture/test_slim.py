@@ -13,7 +13,7 @@ DEVICE = {"torch", "onnx", "scipy", "fastapi", "uvicorn"}
 FLOORS = (
     "splitserve.artifact", "splitserve.cli", "splitserve.codec", "splitserve.errors",
     "splitserve.inspect", "splitserve.logs",
-    "splitserve.output", "splitserve.picture", "splitserve.runtime",
+    "splitserve.output", "splitserve.picture", "splitserve.plans", "splitserve.runtime",
     "splitserve.settings", "splitserve.tensors", "splitserve.wire",
 )  # fmt: skip
 
