@@ -4,15 +4,21 @@ On a link with uplink rate B and round trip R a plan takes
 
     edge + 8 * bytes_up / B + R + cloud + queue        (edge-only: edge alone)
 
-so over x = 1 / B every plan is a straight line, and the best one at every rate is the lower envelope
-of these lines. Offline the planner lists it; on the device the agent looks plans up with the link
-and the load of the moment. Source: the project's research notes, cost model and envelope.
+so over x = 1 / B every plan is a straight line, and the best one at every rate is the lower
+envelope of these lines. Offline the planner lists it; on the device the agent looks plans up with
+the link and the load of the moment. Source: the project's research notes, cost model and envelope.
 """
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from splitserve.errors import UsageError
+
+FILE_LIMIT_BYTES = 4 * 1024 * 1024
 
 FILE_LIMIT_BYTES = 4 * 1024 * 1024
 
@@ -91,6 +97,40 @@ def throughput(option: PlanOption, link: Link, load: Load = IDLE) -> float:
 def best_option(options: Sequence[PlanOption], link: Link, load: Load = IDLE) -> PlanOption:
     """The fastest option on a link; of equal ones the first."""
     return min(options, key=lambda option: latency_s(option, link, load))
+
+
+class PlanFile(_Part):
+    """What the planner hands to a device: the options that may be the fastest on some link."""
+
+    schema_version: Literal[1] = 1
+    artifact_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    """The artifact that was profiled; plans of another one are refused."""
+    options: tuple[PlanOption, ...] = Field(min_length=1)
+    """Members of the envelope, the fewest bytes first; the last resort, edge-only, is among them."""
+    expected: Link | None = None
+    """The link that was planned for, from which the device's estimates start."""
+
+
+def read_plans(path: Path) -> PlanFile:
+    """Read a plan file.
+
+    Raises:
+        UsageError: no such file, or not one of ours; the message names the fix.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_LIMIT_BYTES + 1)
+        if len(content) > FILE_LIMIT_BYTES:
+            raise UsageError(f"{path}: over the limit of {FILE_LIMIT_BYTES} bytes")
+        return PlanFile.model_validate_json(content)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}; make one with: splitserve plan ARTIFACT -o {path}"
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UsageError(f"{path}: {where}: {first['msg']}") from error
 
 
 class Stretch(_Part):

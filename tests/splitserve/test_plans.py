@@ -1,5 +1,6 @@
 """The cost of plans on a link: the envelope is the fastest plan at every rate."""
 
+import itertools
 import math
 
 import pytest
@@ -41,7 +42,7 @@ def test_the_envelope_names_a_fastest_option_at_every_rate(
     stretches = lower_envelope(options, rtt_s, load)
     assert stretches[0].from_bps == 0
     assert stretches[-1].to_bps is None
-    assert all(a.to_bps == b.from_bps for a, b in zip(stretches, stretches[1:], strict=False))
+    assert all(a.to_bps == b.from_bps for a, b in itertools.pairwise(stretches))
     named = next(s for s in stretches if s.to_bps is None or link.uplink_bps <= s.to_bps)
     by_name = {o.name: o for o in options}
     want = min(latency_s(o, link, load) for o in options)
