@@ -20,8 +20,6 @@ from splitserve.errors import UsageError
 
 FILE_LIMIT_BYTES = 4 * 1024 * 1024
 
-FILE_LIMIT_BYTES = 4 * 1024 * 1024
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(
@@ -106,7 +104,7 @@ class PlanFile(_Part):
     artifact_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     """The artifact that was profiled; plans of another one are refused."""
     options: tuple[PlanOption, ...] = Field(min_length=1)
-    """Members of the envelope, the fewest bytes first; the last resort, edge-only, is among them."""
+    """Members of the envelope and, the last resort, edge-only; the fewest bytes first."""
     expected: Link | None = None
     """The link that was planned for, from which the device's estimates start."""
 
