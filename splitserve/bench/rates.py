@@ -29,7 +29,7 @@ from splitserve.tensors import Array, Tensors
 from splitserve.wire import Request, Section, encode_frame
 
 STEP_SHARES = (0.3, 0.4, 0.5, 0.6, 0.75, 1.0)
-CODES_BETWEEN = 2
+CODES_BETWEEN = 3
 CODES_BEYOND = 6
 BOUND_INPUTS = 20
 NO_ID = bytes(16)
@@ -142,13 +142,13 @@ class Meter:
         codecs = Codecs(self._artifact)
         settings = [Setting(name, "", build_codec(name)) for name in ("raw", "affine-u8")]
         calibration = self._artifact.manifest.cuts[position - 1].calibration
-        codes = {rate.parameter for rate in calibration.rates} if calibration else set()
-        if codes:
-            codes |= set(range(min(codes), max(codes) + CODES_BEYOND, CODES_BETWEEN))
-        for code in sorted(codes):
+        found = {rate.parameter for rate in calibration.rates} if calibration else set()
+        between = range(min(found), max(found) + CODES_BEYOND, CODES_BETWEEN) if found else ()
+        for code in sorted(found.union(between)):
             codec = codecs.step_codec(position, code)
             settings.append(Setting("step-ans", str(code), codec))
-            settings.append(Setting("coarse", str(code), CoarseLayer(codec)))
+            if code in found:
+                settings.append(Setting("coarse", str(code), CoarseLayer(codec)))
         return settings + self._bounds(position)
 
     def _bounds(self, position: int) -> list[Setting]:
