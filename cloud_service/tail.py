@@ -7,7 +7,13 @@ import numpy as np
 
 from splitserve.artifact import Artifact
 from splitserve.codec import Codec, Codecs, RawCodec, References, StepAnsCodec
-from splitserve.errors import ArtifactError, ContractError, SplitServeError, UnknownArtifactError
+from splitserve.errors import (
+    ArtifactError,
+    ContractError,
+    FrameTooLargeError,
+    SplitServeError,
+    UnknownArtifactError,
+)
 from splitserve.picture import normalise
 from splitserve.runtime import Chain
 from splitserve.tensors import Array, TensorSpec, mismatch
@@ -23,7 +29,7 @@ class Tail:
     Args:
         artifact: the verified artifact.
         chain: its loaded segments.
-        max_elements: most elements of one tensor.
+        max_elements: most elements, or coefficients of the codec, of one tensor.
         max_batch: largest batch, which is a free first dimension, that a request may ask for.
 
     Raises:
@@ -50,6 +56,7 @@ class Tail:
 
         Raises:
             ArtifactError: a tensor at a cut is larger than any request may be.
+            FrameTooLargeError: so are its coefficients.
         """
         for position in range(len(self._chain)):
             specs = self.artifact.manifest.egress(position)
@@ -70,6 +77,7 @@ class Tail:
         for rate in calibration.rates if calibration else ():
             codec = self._codecs.decoder(StepAnsCodec.number, position, rate.parameter)
             for index, tensor in enumerate(tensors):
+                self._refuse_padding(codec, tensor.shape, index)
                 payload = memoryview(codec.encode(tensor, index))
                 codec.decode(payload, tensor.shape, str(tensor.dtype), index)
 
@@ -82,7 +90,9 @@ class Tail:
         Raises:
             UnknownArtifactError: the request was made for another artifact.
             ContractError: no such cut, or shapes that contradict the manifest.
-            CodecError: an unknown codec, or a parameter that it does not take.
+            CodecError: an unknown codec, a parameter that it does not take, or a shape that its
+                tables do not fit.
+            FrameTooLargeError: a tensor of more coefficients than the limit on elements.
         """
         if request.artifact_id != self.artifact.id:
             raise UnknownArtifactError(
@@ -105,7 +115,18 @@ class Tail:
         largest = max(batches, default=0)
         if largest > self._max_batch:
             raise ContractError(f"a batch of {largest} is over the limit of {self._max_batch}")
+        for index, shape in enumerate(shapes):
+            self._refuse_padding(codec, shape, index)
         return codec
+
+    def _refuse_padding(self, codec: Codec, shape: tuple[int, ...], index: int) -> None:
+        """Refuse narrow maps: each pixel of a row may be padded to a block of 256 coefficients."""
+        count = codec.elements(shape, index) if isinstance(codec, StepAnsCodec) else 0
+        if count > self._max_elements:
+            raise FrameTooLargeError(
+                f"{count} coefficients for the shape {list(shape)}, the limit is"
+                f" {self._max_elements} (--max-elements)"
+            )
 
     def _specs(self, position: int, codec: Codec) -> tuple[TensorSpec, ...]:
         """Specs of what travels: the egress tensors, or pixels for a picture codec."""
@@ -135,6 +156,7 @@ class Tail:
         Raises:
             ContractError: the request does not fit the artifact.
             CodecError: a payload that its codec cannot decode.
+            FrameTooLargeError: a tensor of too many coefficients.
             ReferenceMissingError: a payload that builds on what is not in `references`.
             RuntimeFailureError: the tail failed.
         """

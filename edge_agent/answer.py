@@ -33,7 +33,8 @@ class Answer:
         answered_by: "cloud", "edge", or "nobody" where the input could not be read.
         fallback: why the edge answered instead of the cloud.
         error: why nobody answered.
-        bytes_up: bytes of the request frames, 0 when none was sent.
+        bytes_up: bytes of the request frames handed to the uplink, though the connection may have
+            failed before it carried them; 0 when the cloud was not asked.
         bytes_down: bytes of the answer's frame.
         stages_s: seconds of each stage; `network` is what remains of the round
             trip, `cloud_wait` what an answer that did not come cost.

@@ -10,14 +10,16 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from edge_agent.answer import Answer, write_answer
-from edge_agent.head import Head
+from edge_agent.head import Head, Plan
 from edge_agent.loop import Agent
+from edge_agent.pilot import Pilot
 from edge_agent.source import open_source, until
 from edge_agent.uplink import open_uplink
 from splitserve.artifact import INPUT, OUTPUT, Artifact, load_artifact
 from splitserve.codec import StepAnsCodec, use_one_thread
 from splitserve.errors import UsageError
 from splitserve.logs import configure_logging
+from splitserve.plans import PlanFile, read_plans
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.settings import Settings
 
@@ -40,6 +42,9 @@ class Options(Settings):
     """Folder of pictures, one picture, or - for paths on standard input."""
     cloud: str | None = None
     """The service, http(s)://host:port; without it every answer is made here."""
+    plan: Path | None = None
+    """File of `splitserve plan`: choose for each request, by the link and the load of the moment,
+    among the plans in it; instead of --cut, --codec and --quality."""
     cut: str | None = None
     """Where to cut: a name of the artifact, `input` (all in the cloud) or `output` (all here)."""
     codec: str | None = None
@@ -78,16 +83,22 @@ def run(options: Options) -> int:
 
 async def _run(options: Options) -> int:
     artifact = load_artifact(options.artifact)
-    cut = _choose_cut(options, artifact)
-    in_use = [artifact.manifest.position(cut)]
+    plans = _read_plans(options, artifact)
+    cuts = [one.cut for one in plans.options] if plans else [_choose_cut(options, artifact)]
+    in_use = sorted({artifact.manifest.position(cut) for cut in cuts})
     chain = open_chain(artifact, RuntimeOptions(threads=options.threads), fused=in_use)
     head = Head(artifact, chain, options.slowdown)
-    plan = head.plan(cut, options.codec or default_codec(artifact, cut), options.quality)
+    plan: Plan | Pilot
+    if plans is None:
+        codec = options.codec or default_codec(artifact, cuts[0])
+        plan = head.plan(cuts[0], codec, options.quality)
+    else:
+        plan = make_pilot(head, plans, options.deadline_s)
     source = open_source(options.source, watch=options.watch)
     uplink = open_uplink(options.transport, options.cloud) if options.cloud else None
     agent = Agent(head, plan, uplink, options.deadline_s, temporal=options.temporal)
     await agent.warm_up()
-    logger.info("ready", extra={"cut": plan.cut, "providers": list(chain.providers)})
+    logger.info("ready", extra={"cuts": cuts, "providers": list(chain.providers)})
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -112,15 +123,49 @@ def default_codec(artifact: Artifact, cut: str) -> str:
     """Name the codec for a cut when the operator names none."""
     if cut == INPUT:
         return "jpeg"
-    calibrated = {one.name for one in artifact.manifest.cuts if one.calibration}
-    return StepAnsCodec.name if cut in calibrated else "affine-u8"
+    rated = {
+        one.name for one in artifact.manifest.cuts if one.calibration and one.calibration.rates
+    }
+    return StepAnsCodec.name if cut in rated else "affine-u8"
+
+
+def make_pilot(head: Head, plans: PlanFile, deadline_s: float) -> Pilot:
+    """Make every plan of a file ready to run.
+
+    Raises:
+        UsageError: a cut, codec or quality that the artifact does not have.
+    """
+    made = [
+        head.plan(one.cut, "raw" if one.is_local else one.codec, one.quality)
+        for one in plans.options
+    ]
+    return Pilot(plans.options, made, deadline_s, plans.expected)
+
+
+def _read_plans(options: Options, artifact: Artifact) -> PlanFile | None:
+    if options.plan is None:
+        return None
+    given = [name for name in ("cut", "codec", "quality") if getattr(options, name) is not None]
+    if given:
+        raise UsageError(f"--plan chooses by itself; leave out --{given[0]}, or --plan")
+    if not options.cloud:
+        raise UsageError("--plan needs a cloud: add --cloud http://host:port")
+    plans = read_plans(options.plan)
+    if plans.artifact_id != artifact.id.hex():
+        raise UsageError(
+            f"{options.plan} was made for artifact {plans.artifact_id}, {artifact.root} is"
+            f" {artifact.id.hex()}; make it again with: splitserve plan {artifact.root}"
+        )
+    return plans
 
 
 def _choose_cut(options: Options, artifact: Artifact) -> str:
     cut = options.cut
     if cut is None and options.cloud:
         names = ", ".join(artifact.manifest.positions)
-        raise UsageError(f"name where to cut with --cut; this artifact has: {names}")
+        raise UsageError(
+            f"name where to cut with --cut, or give --plan FILE; this artifact has: {names}"
+        )
     cut = cut or OUTPUT
     if cut != OUTPUT and not options.cloud:
         raise UsageError(f"--cut {cut} needs a cloud: add --cloud http://host:port")

@@ -12,7 +12,8 @@ Result = TypeVar("Result")
 
 FINISH = 0  # an answer that is due goes before a head that is not begun
 HEAD = 1
-END = 2
+LATER = 2  # what no answer waits for
+END = 3
 
 
 class ComputeThread:

@@ -1,5 +1,6 @@
 """When to leave the cloud alone: a circuit breaker with half-open probes."""
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ class Breaker:
     """Closed while the cloud answers; opens at a failure, then lets one probe through at a time.
 
     The pause doubles with every failed probe, up to a limit, with jitter so that a fleet does not
-    come back in step.
+    come back in step. It counts from the beginning of a probe: one that met silence for as long
+    has waited already, and only the first pause follows it.
 
     Args:
         clock: seconds that never go back.
@@ -31,19 +33,25 @@ class Breaker:
         self._pause_s = 0.0
         self._closed_until = 0.0
         self._is_probing = False
+        self._probed_at_s = -math.inf
 
     @property
     def is_open(self) -> bool:
         """Whether the last thing heard of the cloud was a failure."""
         return self._pause_s > 0
 
+    @property
+    def is_probe_due(self) -> bool:
+        """Whether it is open and would let a probe through."""
+        return self.is_open and not self._is_probing and self._clock() >= self._closed_until
+
     def allows(self) -> bool:
         """Ask before each request; when open, True starts the one probe."""
         if not self.is_open:
             return True
-        if self._is_probing or self._clock() < self._closed_until:
+        if not self.is_probe_due:
             return False
-        self._is_probing = True
+        self._is_probing, self._probed_at_s = True, self._clock()
         return True
 
     def succeeded(self) -> None:
@@ -57,10 +65,12 @@ class Breaker:
         """
         if self.is_open and not self._is_probing:
             return
+        now_s = self._clock()
+        waited_s = now_s - self._probed_at_s if self._is_probing else 0.0
         self._is_probing = False
         at_least_s = min(at_least_s, LONGEST_REQUESTED_S)
         doubled = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
         self._pause_s = max(doubled, at_least_s)
         jitter = self._random.uniform(-JITTER, JITTER)
-        pause_s = max(doubled * (1 + jitter), at_least_s * (1 + abs(jitter)))
-        self._closed_until = self._clock() + pause_s
+        waiting_s = max(FIRST_PAUSE_S, doubled - waited_s) * (1 + jitter)
+        self._closed_until = now_s + max(waiting_s, at_least_s * (1 + abs(jitter)))

@@ -41,16 +41,18 @@ class Work:
     Args:
         position: where its tensors are.
         tensors: the features, by name.
+        pixels: the picture, where the plan's codec carries pictures.
         sections: the encoded features, empty when nothing travels.
         coded: the same as the codec's integers, where a stream may build on them.
         stages_s: seconds of each stage.
         native_s: seconds computed here, without the stretching of a slowdown.
-        bytes_up: bytes of the request frames that were built.
+        bytes_up: bytes of the request frames that were handed to the uplink.
         problem: why the features cannot travel.
     """
 
     position: int
     tensors: Tensors
+    pixels: Array | None = None
     sections: tuple[Section, ...] = ()
     coded: Coded | None = None
     stages_s: dict[str, float] = field(default_factory=dict)
@@ -116,13 +118,16 @@ class Head:
         """Whether the plan answers on the device alone."""
         return plan.position == len(self._chain)
 
-    def run(self, content: bytes, plan: Plan, history: History | None = None) -> Work:
+    def run(
+        self, content: bytes, plan: Plan, history: History | None = None, *, encodes: bool = True
+    ) -> Work:
         """Decode a picture, run the head, encode the features.
 
         Args:
             content: the picture's file.
             plan: where to cut, and how to encode.
             history: what the features may be coded by; None codes them by themselves.
+            encodes: False leaves the encoding to a call of `encode`.
 
         Raises:
             PictureError: not a picture.
@@ -133,14 +138,18 @@ class Head:
         name = self.artifact.manifest.inputs[0].name
         run = self._chain.run
         work.tensors = self._timed(work, "head", run, {name: values}, 0, plan.position)
-        if not self.is_local(plan):
-            carried = [pixels[None]] if plan.codec.takes_pixels else self._egress(work)
-            try:
-                encoded = self._timed(work, "encode", _encode, plan, carried, history)
-                work.sections, work.coded = encoded
-            except CodecError as error:
-                work.problem = str(error)
+        work.pixels = pixels if plan.codec.takes_pixels else None
+        if encodes and not self.is_local(plan):
+            self.encode(work, plan, history)
         return work
+
+    def encode(self, work: Work, plan: Plan, history: History | None = None) -> None:
+        """Turn the features, or the picture, into the sections of a frame."""
+        carried = self._egress(work) if work.pixels is None else [work.pixels[None]]
+        try:
+            work.sections, work.coded = self._timed(work, "encode", _encode, plan, carried, history)
+        except CodecError as error:
+            work.problem = str(error)
 
     def _egress(self, work: Work) -> list[Array]:
         return [work.tensors[s.name] for s in self.artifact.manifest.egress(work.position)]
@@ -158,8 +167,8 @@ class Head:
             work, "edge_tail", self._chain.run, work.tensors, work.position, len(self._chain)
         )
 
-    def warm_up(self, plan: Plan) -> list[float]:
-        """Run the plan's head, then the model segment by segment, on a blank input.
+    def warm_up(self, plans: Sequence[Plan]) -> list[float]:
+        """Run every plan's head and codec, then the model segment by segment, on a blank input.
 
         Returns:
             For every position, the seconds that `finish` takes from there: medians of three runs
@@ -167,11 +176,17 @@ class Head:
         """
         spec = self.artifact.manifest.inputs[0]
         blank = np.zeros(spec.concrete(), spec.dtype)
-        self._chain.run({spec.name: blank}, 0, plan.position)
+        for plan in plans:
+            tensors = self._chain.run({spec.name: blank}, 0, plan.position)
+            work = Work(plan.position, dict(tensors))
+            if plan.codec.takes_pixels:
+                work.pixels = np.zeros((*self._preprocess.crop, 3), np.uint8)
+            if not self.is_local(plan):
+                self.encode(work, plan)
         count = len(self._chain)
         runs = []
         for _ in range(4):
-            tensors: Tensors = {spec.name: blank}
+            tensors = {spec.name: blank}
             work = Work(0, tensors)
             for start in range(count):
                 stage = str(start)
@@ -202,7 +217,7 @@ def _encode(
         sections = [Section(t.shape, codec.encode(t, index)) for index, t in enumerate(tensors)]
         return tuple(sections), None
     symbols = [codec.quantise(t, i) for i, t in enumerate(tensors) if codec.is_coded(i)]
-    known = history.begin(plan.position, codec.parameter, len(symbols))
+    known = history.begin(plan.position, codec.parameter, sum(one.room for one in symbols))
     stored = [
         Section(t.shape, b"" if codec.is_coded(i) else codec.encode(t, i))
         for i, t in enumerate(tensors)

@@ -1,23 +1,25 @@
 """Source to sink: head, frame, cloud, and the edge itself where the cloud is too late."""
 
 import asyncio
+import functools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from edge_agent.answer import Answer, top_labels
-from edge_agent.compute import FINISH, HEAD, ComputeThread
+from edge_agent.ask import Asker, Begun, CloudAnswer
+from edge_agent.compute import FINISH, HEAD, LATER, ComputeThread
 from edge_agent.fallback import Breaker
 from edge_agent.head import Head, Plan, Work
 from edge_agent.history import History
+from edge_agent.pilot import Pilot
 from edge_agent.source import Item
-from edge_agent.uplink import Heard, Uplink
-from splitserve.codec import codec_by_number
-from splitserve.errors import ContractError, LinkError, SplitServeError
-from splitserve.tensors import Array, mismatch
-from splitserve.wire import Refusal, RefusalCode, Reply, Request, encode_frame
+from edge_agent.uplink import Uplink
+from splitserve.errors import SplitServeError
+from splitserve.tensors import Array
+from splitserve.wire import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -25,41 +27,10 @@ Sink = Callable[[Answer], Awaitable[None]]
 
 RESERVE_FACTOR = 1.5
 RESERVE_S = 0.02
+PROBE_S = 10.0  # of silence, after which a probe has failed
 
-
-@dataclass(frozen=True, slots=True)
-class CloudAnswer:
-    """Outputs from the cloud and what they cost."""
-
-    outputs: Mapping[str, Array]
-    bytes_down: int
-    stages_s: Mapping[str, float]
-
-
-@dataclass(slots=True)
-class Begun:
-    """One input under way.
-
-    Args:
-        item: the input.
-        plan: the plan it began with.
-        request_id: 16 bytes.
-        started: clock when it was taken.
-        work: what its head made, None where that failed.
-        error: why nobody can answer it.
-    """
-
-    item: Item
-    plan: Plan
-    request_id: bytes
-    started: float
-    work: Work | None = None
-    error: str | None = None
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a log line says of it."""
-        return {"input": self.item.name, "request_id": self.request_id.hex()}
+Outcome = tuple[CloudAnswer | None, str | None]
+Result = TypeVar("Result")
 
 
 class Agent:
@@ -69,7 +40,7 @@ class Agent:
 
     Args:
         head: the device's side of the artifact.
-        plan: where to cut first.
+        plan: where to cut first, or what chooses that for each request.
         uplink: way to the cloud, None to answer here alone.
         deadline_s: seconds from taking an input up to its answer.
         breaker: decides when to leave the cloud alone.
@@ -79,26 +50,29 @@ class Agent:
     def __init__(
         self,
         head: Head,
-        plan: Plan,
+        plan: Plan | Pilot,
         uplink: Uplink | None,
         deadline_s: float,
         breaker: Breaker | None = None,
         *,
         temporal: bool = True,
     ) -> None:
-        self.plan = plan
+        self._pilot = plan if isinstance(plan, Pilot) else None
+        self.plan = plan.plans[0] if isinstance(plan, Pilot) else plan
         self._head = head
-        self._uplink = uplink
         self._deadline_s = deadline_s
         self._breaker = breaker or Breaker()
         self._history = History(lambda: uplink.connection) if temporal and uplink else None
         self._finish_s = [0.0] * (len(head.artifact.manifest.segments) + 1)
         self._asking = 0
         self._compute = ComputeThread()
+        self._asker = Asker(head, uplink, self._compute, self._history) if uplink else None
+        self._background: set[asyncio.Task[Any]] = set()
 
     async def warm_up(self) -> None:
         """Run the model once and learn how long finishing on the device takes from each cut."""
-        self._finish_s = await self._compute.run(HEAD, self._head.warm_up, self.plan)
+        plans = self._pilot.plans if self._pilot else [self.plan]
+        self._finish_s = await self._compute.run(HEAD, self._head.warm_up, plans)
 
     async def run(self, source: AsyncIterator[Item], in_flight: int, sink: Sink) -> None:
         """Answer a source's inputs; each answer goes to the sink as soon as it is there.
@@ -129,22 +103,40 @@ class Agent:
         """Answer one input; what cannot be read or computed gives an answer with an error."""
         return await self._complete(await self._begin(item))
 
+    def _take(self, item: Item) -> Begun:
+        """Note an input and choose its plan."""
+        begun = Begun(item, self.plan, os.urandom(16), time.perf_counter())
+        if self._pilot is not None:
+            choice, plans = self._pilot.choose(self._breaker), self._pilot.plans
+            begun.is_probe = choice.probe is not None
+            begun.option = choice.option if choice.probe is None else choice.probe
+            begun.plan, begun.answering = plans[begun.option], plans[choice.option]
+        return begun
+
     async def _begin(self, item: Item) -> Begun:
         """Read an input and run its head."""
-        begun = Begun(item, self.plan, os.urandom(16), time.perf_counter())
+        begun = self._take(item)
         try:
             content = await asyncio.to_thread(item.read)
-            arguments = content, begun.plan, self._history
-            begun.work = await self._compute.run(HEAD, self._head.run, *arguments)
+            run = functools.partial(self._head.run, encodes=not begun.is_probe)
+            begun.work = await self._compute.run(HEAD, run, content, begun.plan, self._history)
         except SplitServeError as error:
             begun.error = str(error)
         except Exception:
             logger.exception("the head failed", extra=begun.facts)
             begun.error = "internal error in the head; the log tells more"
+        if self._pilot is not None:
+            self._pilot.edge_ran(begun)
         return begun
 
     async def _complete(self, begun: Begun) -> Answer:
         """Get the outputs from the cloud, or else compute them here."""
+        answer = await self._answered(begun)
+        if begun.is_probe and self._pilot is not None:
+            self._in_background(self._probe(self._pilot, begun))
+        return answer
+
+    async def _answered(self, begun: Begun) -> Answer:
         work, cloud, reason = begun.work, None, None
         if work is None:
             return self._no_answer(begun)
@@ -165,7 +157,7 @@ class Agent:
         return Answer(
             id=begun.item.name,
             request_id=begun.request_id.hex(),
-            plan=self._plan_facts(begun.plan),
+            plan=self._plan_facts(begun),
             answered_by="cloud" if cloud else "edge",
             labels=top_labels(outputs[manifest.outputs[0].name], manifest.labels),
             fallback=reason,
@@ -181,15 +173,19 @@ class Agent:
         return Answer(
             id=begun.item.name,
             request_id=begun.request_id.hex(),
-            plan=self._plan_facts(begun.plan),
+            plan=self._plan_facts(begun),
             answered_by="nobody",
             error=begun.error,
             total_s=time.perf_counter() - begun.started,
         )
 
-    def _plan_facts(self, plan: Plan) -> dict[str, str]:
+    def _plan_facts(self, begun: Begun) -> dict[str, str]:
+        plan = begun.plan if begun.answering is None else begun.answering
         codec = "none" if self._head.is_local(plan) else plan.codec.name
-        return {"cut": plan.cut, "codec": codec}
+        facts = {"cut": plan.cut, "codec": codec}
+        if begun.is_probe:
+            facts["probe"] = begun.plan.cut
+        return facts
 
     async def _finish(self, work: Work) -> Mapping[str, Array]:
         outputs = await self._compute.run(FINISH, self._head.finish, work)
@@ -205,11 +201,11 @@ class Agent:
         head_s = sum(work.stages_s.values())
         return RESERVE_FACTOR * (self._asking * self._finish_s[work.position] + head_s) + RESERVE_S
 
-    async def _from_cloud(self, work: Work, begun: Begun) -> tuple[CloudAnswer | None, str | None]:
+    async def _from_cloud(self, work: Work, begun: Begun) -> Outcome:
         """Ask the cloud while there is time; otherwise say why not."""
-        if self._head.is_local(begun.plan):
+        if begun.is_probe or self._head.is_local(begun.plan):
             return None, None
-        if self._uplink is None:
+        if self._asker is None:
             return None, "no cloud is configured"
         if work.problem:
             return self._fall_back(begun, work.problem)
@@ -220,15 +216,28 @@ class Agent:
                 return None, f"no time for the cloud: the deadline is {self._deadline_s} s"
             if not self._breaker.allows():
                 return None, "the cloud is away"
-            return await self._try_cloud(self._uplink, work, begun, left_s)
+            if self._pilot is None:
+                return await self._try_cloud(self._asker, work, begun, left_s)
+            return await self._try_for_a_while(self._asker, self._pilot, work, begun, left_s)
         finally:
             self._asking -= 1
 
-    async def _try_cloud(
-        self, uplink: Uplink, work: Work, begun: Begun, left_s: float
-    ) -> tuple[CloudAnswer | None, str | None]:
+    async def _try_for_a_while(
+        self, asker: Asker, pilot: Pilot, work: Work, begun: Begun, left_s: float
+    ) -> Outcome:
+        """Ask, but wait no longer than is worth it; a later reply still tells of the link."""
+        finish_s = self._asking * self._finish_s[work.position]
+        patience_s = pilot.controller.patience_s(begun.option, finish_s)
+        asking = self._in_background(self._try_cloud(asker, work, begun, left_s))
+        if (await asyncio.wait({asking}, timeout=patience_s))[0]:
+            return asking.result()
+        pilot.overdue()
+        asking.add_done_callback(lambda _: pilot.controller.overdue_ended())
+        return self._fall_back(begun, f"no answer within {patience_s:.3f} s, which is overdue")
+
+    async def _try_cloud(self, asker: Asker, work: Work, begun: Begun, left_s: float) -> Outcome:
         try:
-            answer = await self._ask(uplink, work, begun, left_s)
+            answer = await asker.ask(work, begun, left_s)
         except Exception as error:
             self._breaker.failed()
             if not isinstance(error, SplitServeError):
@@ -239,86 +248,44 @@ class Agent:
             self._breaker.failed(answer.retry_after_s)
             return self._fall_back(begun, f"{answer.code.name}: {answer.message}")
         self._breaker.succeeded()
+        if self._pilot is not None:
+            self._pilot.replied(begun, answer)
         return answer, None
 
+    async def _probe(self, pilot: Pilot, begun: Begun) -> None:
+        """Upload what is answered already, to learn of link and cloud; nobody waits for it."""
+        work, encode_s = begun.work, 0.0
+        try:
+            if work is None or self._asker is None:
+                return
+            await self._compute.run(LATER, self._head.encode, work, begun.plan, self._history)
+            encode_s = work.stages_s["encode"]
+            if work.problem is None and self._breaker.allows():
+                await self._try_cloud(self._asker, work, begun, PROBE_S)
+        except Exception:
+            logger.exception("a probe failed", extra=begun.facts)
+        finally:
+            pilot.controller.probe_ended(encode_s)
+
+    def _in_background(self, call: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Run something that an answer may not wait for; `close` ends it."""
+        task = asyncio.create_task(call)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
     def _fall_back(self, begun: Begun, reason: str) -> tuple[None, str]:
-        logger.warning("fallback", extra=begun.facts | {"why": reason})
+        event = "probe failed" if begun.is_probe else "fallback"
+        logger.warning(event, extra=begun.facts | {"why": reason})
         return None, reason
 
-    async def _ask(
-        self, uplink: Uplink, work: Work, begun: Begun, left_s: float
-    ) -> CloudAnswer | Refusal:
-        until = time.perf_counter() + left_s
-        if work.coded and work.coded.built_on not in (None, uplink.connection):
-            await self._make_whole(work, begun)
-        sent, computed_s = time.perf_counter(), sum(work.stages_s.values())
-        heard = await self._send(uplink, work, begun, until)
-        reply = heard.frame
-        if isinstance(reply, Refusal):
-            return reply
-        if self._history is not None and work.coded is not None:
-            self._history.acknowledge(work.position, work.coded, heard.connection)
-        times, round_trip_s = reply.timings, time.perf_counter() - sent
-        inside_s = times.queue_s + times.decode_s + times.compute_s
-        inside_s += sum(work.stages_s.values()) - computed_s  # what a second try cost here
-        stages_s = {
-            "network": max(0.0, round_trip_s - inside_s),
-            "queue": times.queue_s,
-            "cloud_decode": times.decode_s,
-            "tail": times.compute_s,
-        }
-        return CloudAnswer(self._outputs(reply), heard.size_bytes, stages_s)
-
-    async def _send(self, uplink: Uplink, work: Work, begun: Begun, until: float) -> Heard:
-        """Send a frame; where the cloud knows nothing of what it builds on, send it whole."""
-        heard = await self._send_once(uplink, work, begun, until)
-        is_lost = isinstance(heard.frame, Refusal) and heard.frame.code is RefusalCode.REFERENCE
-        if not is_lost or work.coded is None or work.coded.built_on is None:
-            return heard
-        logger.info("the cloud knows no earlier frame, sending a whole one", extra=begun.facts)
-        if self._history is not None:
-            self._history.forget()
-        await self._make_whole(work, begun)
-        return await self._send_once(uplink, work, begun, until)
-
-    async def _send_once(self, uplink: Uplink, work: Work, begun: Begun, until: float) -> Heard:
-        left_s = until - time.perf_counter()
-        if left_s <= 0:
-            raise LinkError(f"no time for the cloud: the deadline is {self._deadline_s} s")
-        frame = encode_frame(
-            Request(
-                request_id=begun.request_id,
-                artifact_id=self._head.artifact.id,
-                cut=begun.plan.position,
-                codec=begun.plan.codec.number,
-                sections=work.sections,
-                deadline_s=left_s,
-                parameter=begun.plan.codec.parameter,
-            )
-        )
-        work.bytes_up += len(frame)
-        return await uplink.ask(frame, begun.request_id, left_s)
-
-    async def _make_whole(self, work: Work, begun: Begun) -> None:
-        await self._compute.run(FINISH, self._head.make_whole, work, begun.plan)
-
-    def _outputs(self, reply: Reply) -> dict[str, Array]:
-        manifest = self._head.artifact.manifest
-        specs, shapes = manifest.outputs, [section.shape for section in reply.sections]
-        # With the input before it, a free dimension of the answer has the size that was sent.
-        problem = mismatch(specs, shapes) or mismatch(
-            (*manifest.inputs, *specs), [self._head.input_shape, *shapes]
-        )
-        if problem:
-            raise ContractError(f"the reply does not fit the artifact: {problem}")
-        codec = codec_by_number(reply.codec)
-        return {
-            spec.name: codec.decode(memoryview(section.payload), section.shape, spec.dtype)
-            for spec, section in zip(specs, reply.sections, strict=True)
-        }
-
     async def close(self) -> None:
-        """Give threads and connections back."""
+        """Give threads and connections back; end what runs in the background."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         self._compute.close()
-        if self._uplink is not None:
-            await self._uplink.close()
+        if self._pilot is not None:
+            self._pilot.log_summary()
+        if self._asker is not None:
+            await self._asker.close()

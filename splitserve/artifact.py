@@ -7,9 +7,11 @@ position k is segments 0 to k - 1, the tail is the rest. Format: docs/artifact.m
 
 import errno
 import hashlib
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,8 +31,10 @@ MANIFEST = "manifest.json"
 MANIFEST_LIMIT_BYTES = 16 * 1024 * 1024
 INPUT = "input"
 OUTPUT = "output"
+CALIBRATED_ON_MAX = 100_000
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+ShortHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
@@ -175,6 +179,9 @@ class Manifest(_Part):
     """How a picture becomes the input; None when the model takes no picture."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the first output's last axis."""
+    calibrated_on: tuple[ShortHash, ...] = Field(default=(), max_length=CALIBRATED_ON_MAX)
+    """First 16 digits of the sha256 of every file that a calibration here was given, sorted: what
+    is measured on others is no echo of the tables."""
     tools: dict[str, str] = Field(default_factory=dict)
     """Versions of what made the artifact."""
 
@@ -350,20 +357,58 @@ def artifact_id(manifest_bytes: bytes) -> bytes:
 def write_artifact(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Artifact:
     """Write the files, then the manifest, so that a folder with a manifest is complete.
 
-    Files of an artifact that was there before and are not part of this one are removed.
+    An artifact that was there before stays whole until all that is new is on the disk, beside it;
+    only then names change hands, the manifest's last. Its files that are not part of this one are
+    removed after that.
+
+    Raises:
+        ArtifactError: a file cannot be written; the message names it.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    stale = _files(root) - files.keys()
-    (root / MANIFEST).unlink(missing_ok=True)
-    for name, content in files.items():
-        (root / name).write_bytes(content)
     text = manifest.model_dump_json(indent=1, exclude_defaults=False).encode()
-    partial = root / f".{MANIFEST}.part"
-    partial.write_bytes(text)
-    partial.replace(root / MANIFEST)
-    for name in stale:
-        (root / name).unlink(missing_ok=True)
+    partials: list[Path] = []
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        stale = _files(root) - files.keys()
+        for name, content in chain(files.items(), [(MANIFEST, text)]):
+            path = root / name
+            if _holds(path, content):
+                continue
+            partials.append(path.with_name(f".{name}.part"))
+            _write(partials[-1], content)
+        for partial in partials:
+            partial.replace(root / partial.name[1 : -len(".part")])
+        for name in stale:
+            (root / name).unlink(missing_ok=True)
+    except OSError as error:
+        where = error.filename2 or error.filename or root
+        raise ArtifactError(f"cannot write {where}: {error.strerror}") from error
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
     return Artifact(root, manifest, text, artifact_id(text))
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file has this content already."""
+    try:
+        return _regular_size(path) == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file to the disk itself, where a full one shows.
+
+    Raises:
+        OSError: it names the file.
+    """
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _files(root: Path) -> set[str]:

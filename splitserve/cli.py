@@ -36,6 +36,10 @@ COMMANDS = {
     "calibrate": Command(
         "splitserve.calibrate.command", "fit the feature codec to an artifact's cuts", "plan"
     ),
+    "profile": Command(
+        "splitserve.profile.command", "measure an artifact's parts on this machine", "edge"
+    ),
+    "plan": Command("splitserve.plan.command", "choose the cut, or none, for a link", "plan"),
     "inspect": Command("splitserve.inspect", "show an artifact", "edge"),
     "serve": Command("cloud_service.command", "run the tail: the cloud service", "cloud"),
     "agent": Command("edge_agent.command", "run the head: the edge agent", "edge"),

@@ -34,8 +34,8 @@ from graphs import write_tiny
 from cloud_service.scheduler import Scheduler
 from cloud_service.service import Service
 from cloud_service.tail import Tail
+from edge_agent.ask import read_outputs
 from edge_agent.head import Head
-from edge_agent.loop import Agent
 from splitserve.artifact import Artifact
 from splitserve.codec import (
     CODECS,
@@ -337,7 +337,7 @@ class Ends:
         self._scheduler = Scheduler(workers=1, waiting=8)
         tail = Tail(artifact, chain, max_batch=MAX_BATCH)
         self._service = Service(tail, self._scheduler, self._limits)
-        self._agent = Agent(Head(artifact, chain), None, None, deadline_s=1.0)
+        self._head = Head(artifact, chain)
 
     async def throw(self, end: str, data: bytes) -> str:
         return await {"decoder": self._decode, "cloud": self._answer, "edge": self._read}[end](data)
@@ -359,14 +359,13 @@ class Ends:
         try:
             frame = decode_frame(data, self._limits)
             if isinstance(frame, Reply):
-                self._agent._outputs(frame)
+                read_outputs(self._head, frame)
             return type(frame).__name__
         except (WireError, CodecError, ContractError) as error:
             return type(error).__name__
 
     async def close(self) -> None:
         self._scheduler.close()
-        await self._agent.close()
 
 
 ENDS = ("decoder", "cloud", "edge")

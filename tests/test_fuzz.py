@@ -13,8 +13,8 @@ import pytest
 import zstandard
 from fuzz import ENDS, GROWTH_LIMIT_BYTES, MUTATIONS, LastWarning, Result, Run, fuzz, report
 
+from edge_agent.ask import read_outputs
 from edge_agent.head import Head
-from edge_agent.loop import Agent
 from splitserve.artifact import load_artifact
 from splitserve.errors import SplitServeError
 from splitserve.runtime import RuntimeOptions, open_chain
@@ -110,7 +110,7 @@ def test_the_agent_refuses_a_reply_that_unpacks_to_a_batch_it_never_asked_for(ti
     """Three kilobytes that claim two million rows of ten; the agent asked for one."""
     artifact = load_artifact(tiny_artifact)
     chain = open_chain(artifact, RuntimeOptions(threads=1))
-    agent = Agent(Head(artifact, chain), None, None, deadline_s=1.0)
+    head = Head(artifact, chain)
     rows = 2_000_000
     content = struct.pack("<HH", 0, 0x3F80) + bytes(10 * rows)
     section = Section((rows, 10), b"\x01" + zstandard.compress(content))
@@ -119,8 +119,7 @@ def test_the_agent_refuses_a_reply_that_unpacks_to_a_batch_it_never_asked_for(ti
     tracemalloc.start()
     try:
         with pytest.raises(SplitServeError):
-            agent._outputs(reply)
+            read_outputs(head, reply)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
-        asyncio.run(agent.close())

@@ -15,7 +15,7 @@ from rich.table import Table
 from splitserve.artifact import INPUT, Manifest, load_artifact
 from splitserve.bench.rate_plot import Curve, Point, draw_rates
 from splitserve.bench.rates import Meter
-from splitserve.calibrate import read_inputs
+from splitserve.calibrate import Inputs, read_inputs
 from splitserve.codec import use_one_thread
 from splitserve.errors import UsageError
 from splitserve.output import print_document
@@ -51,7 +51,7 @@ class Options(Settings):
     """Folder of pictures, others than those of the calibration."""
     output: Path = Path("build/codec")
     """Folder for the plots (PNG) and all measured points (rates.json)."""
-    cuts: Names = Field(default_factory=list)
+    cuts: Names = Field(default=[])
     """Cuts to measure, comma-separated; by default every calibrated one."""
     qualities: Counts = Field(default=list(QUALITIES))
     """JPEG and WebP qualities, comma-separated."""
@@ -70,7 +70,7 @@ def run(options: Options) -> int:
     if manifest.preprocess is None:
         raise UsageError(f"{options.artifact} takes no pictures, so there is no rival to compare")
     calibrated = [cut.name for cut in manifest.cuts if cut.calibration]
-    names = options.cuts or calibrated
+    names = list(dict.fromkeys(options.cuts or calibrated))
     if not names or not set(names) <= set(calibrated):
         raise UsageError(
             f"not calibrated: {', '.join(set(names) - set(calibrated)) or 'any cut'};"
@@ -78,9 +78,7 @@ def run(options: Options) -> int:
         )
     console = Console(stderr=True)
     inputs = read_inputs(options.images, manifest, options.limit, options.seed)
-    seen = [cut.calibration.inputs_sha256 for cut in manifest.cuts if cut.calibration]
-    if inputs.sha256 in seen:
-        raise UsageError("these are the pictures of the calibration; name others with --images")
+    refuse_known(manifest, inputs)
     use_one_thread()
     meter = Meter(artifact, inputs)
     rows = [
@@ -93,6 +91,7 @@ def run(options: Options) -> int:
         "artifact": artifact.id.hex(),
         "pictures": len(inputs),
         "inputs_sha256": inputs.sha256,
+        "is_unseen": bool(manifest.calibrated_on),
         "promises": promises,
         "rows": rows,
     }
@@ -106,6 +105,23 @@ def run(options: Options) -> int:
         _show_promises(promises)
         _show(_cheapest(rows), result, options.output)
     return 0
+
+
+def refuse_known(manifest: Manifest, inputs: Inputs) -> None:
+    """Refuse pictures that the calibration was given: the tables know them.
+
+    Raises:
+        UsageError: how many there are.
+    """
+    calibrations = [cut.calibration for cut in manifest.cuts if cut.calibration]
+    if any(calibration.inputs_sha256 == inputs.sha256 for calibration in calibrations):
+        raise UsageError("these are the pictures of the calibration; name others with --images")
+    known = len(set(manifest.calibrated_on).intersection(inputs.names))
+    if known:
+        raise UsageError(
+            f"{known} of {len(inputs)} pictures were given to the calibration; name others with"
+            " --images"
+        )
 
 
 def _cheapest(rows: Sequence[Row]) -> list[tuple[float, Row]]:
@@ -214,10 +230,16 @@ def _show(best: Sequence[tuple[float, Row]], result: dict[str, Any], output: Pat
         )
         shown = row["cut"]
     Console().print(table)
+    unseen = (
+        "pictures that the calibration was not given"
+        if result["is_unseen"]
+        else "pictures, which may be some of the calibration's: the artifact does not name those,"
+        " calibrate it anew"
+    )
     Console(stderr=True).print(
-        f"{result['pictures']} pictures that no table was fitted to; bytes of the whole request"
-        " frame, mean and p95; top-1: change in points; times: median ms, one thread; order-0 is a"
-        f" bound, not a codec. All points: {output / 'rates.json'}, plots beside it.",
+        f"{result['pictures']} {unseen}; bytes of the whole request frame, mean and p95; top-1:"
+        " change in points; times: median ms, one thread; order-0 is a bound, not a codec. All"
+        f" points: {output / 'rates.json'}, plots beside it.",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -1,11 +1,15 @@
 """`splitserve link`: stand between an agent and a service as a slow link."""
 
 import signal
+import threading
+from functools import partial
+from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from splitserve.bench.link import Link, LinkSettings, self_test
+from splitserve.bench.trace import play, read_trace
 from splitserve.errors import UsageError
 from splitserve.output import print_document
 from splitserve.settings import Settings
@@ -31,6 +35,9 @@ class Options(Settings):
     """One-way delay, ms."""
     jitter_ms: float = Field(default=0.0, ge=0, le=5000)
     """Up to this much more delay, ms."""
+    trace: Path | None = None
+    """File of lines `seconds,bits_per_second`, counted from the address line on: the rate over
+    time, 0 lets nothing pass; --rate-mbps holds before its first line."""
 
 
 def run(options: Options) -> int:
@@ -39,6 +46,7 @@ def run(options: Options) -> int:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"--to {options.to!r} is no host:port")
     rate_bps = options.rate_mbps * 1e6 if options.rate_mbps else None
+    trace = read_trace(options.trace) if options.trace else []
     settings = LinkSettings(rate_bps, options.delay_ms / 1e3, options.jitter_ms / 1e3)
     checked = self_test(settings)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -46,5 +54,8 @@ def run(options: Options) -> int:
         address = {"url": f"http://{link.address[0]}:{link.address[1]}"}
         measured = {"round_trip_s": checked.round_trip_s, "rate_bps": checked.rate_bps}
         print_document(address | measured)
+        stop = threading.Event()
+        threading.Thread(target=partial(play, trace, link.set_rate, stop), daemon=True).start()
         signal.sigwait((signal.SIGTERM, signal.SIGINT))
+        stop.set()
     return 0

@@ -13,15 +13,17 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from splitserve.bench.lane import Lane, Place
 from splitserve.errors import MeasurementError
 
 CHUNK_MIN_BYTES = 1448
 CHUNK_MAX_BYTES = 65536
 CHUNK_S = 0.001
 QUEUE_CHUNKS = 4096
+SLICE_S = 0.005  # after which one who waits looks whether the rate has changed
 RATE_TOLERANCE = 0.05
 DELAY_TOLERANCE_S = 0.001
 PINGS = 21
@@ -35,7 +37,7 @@ class LinkSettings:
     """What the link does to each direction.
 
     Args:
-        rate_bps: bits per second, None for no limit.
+        rate_bps: bits per second, None for no limit, 0 lets nothing pass.
         delay_s: one-way delay; the round trip is twice this.
         jitter_s: up to this much more delay, uniform, order kept.
     """
@@ -50,7 +52,8 @@ class Link:
 
     Args:
         target: host and port of the service.
-        settings: may be replaced while the link runs, by assigning `settings`.
+        settings: may be replaced while the link runs, by assigning `settings`; the rate holds for
+            what is under way too.
         seed: of the jitter.
         port: where to listen, 0 for a free one.
     """
@@ -58,7 +61,7 @@ class Link:
     def __init__(
         self, target: tuple[str, int], settings: LinkSettings, seed: int = 0, port: int = 0
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self._target = target
         self._random = random.Random(seed)  # noqa: S311  # jitter, not a secret
         self._up = threading.Event()
@@ -67,7 +70,8 @@ class Link:
         self._is_closed = False
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._lanes = (_Lane(), _Lane())
+        now = time.perf_counter()
+        self._lanes = (Lane(now, settings.rate_bps), Lane(now, settings.rate_bps))
         self._listener = socket.create_server(("127.0.0.1", port))
         self.address: tuple[str, int] = self._listener.getsockname()
 
@@ -82,6 +86,21 @@ class Link:
         self._listener.close()
         self.cut()
         self._up.set()
+
+    @property
+    def settings(self) -> LinkSettings:
+        """What it does now."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: LinkSettings) -> None:
+        self._settings = settings
+        for lane in self._lanes:
+            lane.set_rate(time.perf_counter(), settings.rate_bps)
+
+    def set_rate(self, rate_bps: float | None) -> None:
+        """Change the rate alone."""
+        self.settings = replace(self.settings, rate_bps=rate_bps)
 
     def stall(self) -> None:
         """Let no byte pass; connections stay open, so only a time-out notices."""
@@ -128,10 +147,10 @@ class Link:
             self._pump(self._lanes[lane], source, sink, open_ways)
 
     def _pump(
-        self, lane: "_Lane", source: socket.socket, sink: socket.socket, ways: threading.Semaphore
+        self, lane: Lane, source: socket.socket, sink: socket.socket, ways: threading.Semaphore
     ) -> None:
         """Move one direction; whoever ends second closes both sockets."""
-        chunks: queue.Queue[tuple[float, bytes]] = queue.Queue(QUEUE_CHUNKS)
+        chunks: queue.Queue[tuple[Place, float, bytes]] = queue.Queue(QUEUE_CHUNKS)
 
         def read() -> None:
             data = b"?"
@@ -140,14 +159,14 @@ class Link:
                     data = source.recv(self._chunk_bytes())
                 except OSError:
                     data = b""
-                chunks.put((lane.due(len(data), self.settings, self._random), data))
+                place = lane.take(time.perf_counter(), len(data))
+                chunks.put((place, self._delay_s(), data))
 
         def write() -> None:
             data = b"?"
             while data:
-                due, data = chunks.get()
-                time.sleep(max(0.0, due - time.perf_counter()))
-                self._up.wait()
+                place, delay_s, data = chunks.get()
+                self._wait(lane, place, delay_s)
                 try:
                     sink.sendall(data) if data else sink.shutdown(socket.SHUT_WR)
                 except OSError:
@@ -158,35 +177,29 @@ class Link:
         _spawn(read)
         _spawn(write)
 
+    def _wait(self, lane: Lane, place: Place, delay_s: float) -> None:
+        """Wait until some bytes are due at the far end, or the link is closed."""
+        while (wait_s := lane.out_s(place) + delay_s - time.perf_counter()) > 0:
+            if self._is_closed:
+                return
+            time.sleep(min(wait_s, SLICE_S))
+        self._up.wait()
+
     def _forget(self, *ends: socket.socket) -> None:
         with self._lock:
             self._sockets -= set(ends)
         for end in ends:
             end.close()
 
+    def _delay_s(self) -> float:
+        jitter_s = self._settings.jitter_s
+        return self._settings.delay_s + (self._random.uniform(0, jitter_s) if jitter_s else 0.0)
+
     def _chunk_bytes(self) -> int:
-        rate = self.settings.rate_bps
+        rate = self._settings.rate_bps
         if rate is None:
             return CHUNK_MAX_BYTES
         return round(min(CHUNK_MAX_BYTES, max(CHUNK_MIN_BYTES, rate / 8 * CHUNK_S)))
-
-
-class _Lane:
-    """One direction of the link, shared by all its connections."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-        self._last_due = 0.0
-
-    def due(self, size: int, settings: LinkSettings, generator: random.Random) -> float:
-        """When the last of `size` bytes comes out at the far end."""
-        with self._lock:
-            begin = max(time.perf_counter(), self._free_at)
-            self._free_at = begin + (8 * size / settings.rate_bps if settings.rate_bps else 0.0)
-            late = generator.uniform(0, settings.jitter_s) if settings.jitter_s else 0.0
-            self._last_due = max(self._last_due, self._free_at + settings.delay_s + late)
-            return self._last_due
 
 
 def _spawn(target: Callable[[], None]) -> None:

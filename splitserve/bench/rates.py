@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from splitserve.agreement import judge_of
 from splitserve.artifact import Artifact
 from splitserve.bench.measure import median, p95
 from splitserve.bench.order0 import Order0
@@ -19,20 +20,25 @@ from splitserve.calibrate import (
     best_class,
     channel_axis,
     estimate,
-    make_judge,
+    frame_bytes,
     model_input,
 )
-from splitserve.codec import Codec, Codecs, StepAnsCodec, build_codec, coarse_part
+from splitserve.codec import (
+    Codec,
+    Codecs,
+    StepAnsCodec,
+    build_codec,
+    coarse_part,
+    read_tables,
+)
 from splitserve.picture import Pixels
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.tensors import Array, Tensors
-from splitserve.wire import Request, Section, encode_frame
 
 STEP_SHARES = (0.3, 0.4, 0.5, 0.6, 0.75, 1.0)
 CODES_BETWEEN = 3
 CODES_BEYOND = 6
 BOUND_INPUTS = 20
-NO_ID = bytes(16)
 
 
 class CoarseLayer:
@@ -103,7 +109,7 @@ class Meter:
     def __init__(self, artifact: Artifact, inputs: Inputs) -> None:
         self._artifact, self._inputs = artifact, inputs
         self._chain = open_chain(artifact, RuntimeOptions(threads=1))
-        self._judge = make_judge(artifact.manifest.outputs, None, 0.05)
+        self._judge = judge_of(artifact.manifest)
         self._wanted = [self._tail(self._input(pixels), 0) for pixels in inputs.pixels]
 
     def measure(
@@ -111,6 +117,7 @@ class Meter:
     ) -> list[dict[str, Any]]:
         """Measure every setting at one position."""
         position = self._artifact.manifest.position(name)
+        self._judge = judge_of(self._artifact.manifest, position)
         settings = self._settings(position, qualities)
         pictures = enumerate(self._inputs.pixels)
         count = len(self._inputs.pixels)
@@ -152,10 +159,12 @@ class Meter:
         return settings + self._bounds(position)
 
     def _bounds(self, position: int) -> list[Setting]:
-        (spec, *others) = self._artifact.manifest.egress(position)
+        (spec, *others) = egress = self._artifact.manifest.egress(position)
         if others:
             return []
-        axis = channel_axis(spec, channels_last=False)
+        content = self._artifact.read_tables(position)
+        tables = read_tables(content, egress)[0] if content else None
+        axis = int(tables.axis) if tables else channel_axis(spec, channels_last=False)
         some = [
             self._chain.run(self._input(pixels), 0, position)[spec.name]
             for pixels in self._inputs.pixels[:BOUND_INPUTS]
@@ -185,11 +194,7 @@ class Meter:
         ]
         setting.decode_s.append(time.perf_counter() - encoded)
         setting.encode_s.append(encoded - started)
-        sections = tuple(
-            Section(value.shape, payload) for value, payload in zip(values, payloads, strict=True)
-        )
-        request = Request(NO_ID, NO_ID, position, codec.number, sections, 1.0, codec.parameter)
-        setting.sizes.append(len(encode_frame(request)))
+        setting.sizes.append(frame_bytes(position, codec, values, payloads))
         return decoded
 
     def _judge_answer(self, setting: Setting, got: Tensors, index: int) -> None:

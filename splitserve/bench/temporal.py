@@ -15,7 +15,7 @@ from rich.table import Table
 
 from splitserve.artifact import Preprocess, load_artifact
 from splitserve.bench.samples import sample_folder
-from splitserve.calibrate import model_input
+from splitserve.calibrate import frame_bytes, model_input
 from splitserve.codec import Codecs, References, StepAnsCodec, Symbols
 from splitserve.errors import UsageError
 from splitserve.output import print_document
@@ -68,7 +68,7 @@ class Options(Settings):
     """Calibrated artifact folder."""
     images: Path | None = None
     """Folder of photographs; by default those that come with scikit-image."""
-    cuts: Names = Field(default_factory=list)
+    cuts: Names = Field(default=[])
     """Cuts to measure, comma-separated; by default every calibrated one."""
     quality: float = 99.0
     """Which calibrated rate to take: its agreement floor in percent."""
@@ -103,7 +103,7 @@ def run(options: Options) -> int:
     jobs = [(motion, picture) for motion in MOTIONS for picture in pictures]
     console = Console(stderr=True)
     for motion, picture in track(jobs, "moving", console=console, transient=True):
-        streams = {name: _Stream() for name in names}
+        streams = {name: _Stream(position) for name, (position, _) in encoders.items()}
         for pixels in _frames(picture, manifest.preprocess, motion, options):
             tensors, last = model_input(pixels, manifest), 0
             for name, (position, codec) in encoders.items():
@@ -120,9 +120,14 @@ def run(options: Options) -> int:
 
 
 class _Stream:
-    """Both ends of one stream."""
+    """Both ends of one stream.
 
-    def __init__(self) -> None:
+    Args:
+        position: of its cut.
+    """
+
+    def __init__(self, position: int) -> None:
+        self._position = position
         self._known: list[Symbols | None] = []
         self._references = References()
 
@@ -130,17 +135,19 @@ class _Stream:
         """Code one frame both ways.
 
         Returns:
-            Bytes alone, bytes after the known frame, and whether both decode to the same; the
-            first frame has no known one and counts as equal on both sides.
+            Bytes of the request frame alone, bytes of the one after the known frame, and whether
+            both decode to the same; the first frame has no known one and is the same both ways.
         """
         known = self._known or [None] * len(values)
-        alone = after = 0
+        alone: list[bytes] = []
+        after: list[bytes] = []
         is_same = True
         now: list[Symbols | None] = []
         for index, value in enumerate(values):
             if not codec.is_coded(index):
-                size = len(codec.encode(value, index))
-                alone, after = alone + size, after + size
+                stored = codec.encode(value, index)
+                alone.append(stored)
+                after.append(stored)
                 now.append(None)
                 continue
             symbols = codec.quantise(value, index)
@@ -149,10 +156,12 @@ class _Stream:
             wanted = codec.decode(memoryview(whole), shape, dtype, index)
             got = codec.decode(memoryview(short), shape, dtype, index, self._references)
             is_same = is_same and np.array_equal(wanted, got)
-            alone, after = alone + len(whole), after + len(short)
+            alone.append(whole)
+            after.append(short)
             now.append(symbols)
-        is_first, self._known = not self._known, now
-        return alone, alone if is_first else after, is_same
+        self._known = now
+        sizes = [frame_bytes(self._position, codec, values, sent) for sent in (alone, after)]
+        return sizes[0], sizes[1], is_same
 
 
 class _Meter:
@@ -202,7 +211,9 @@ def _show(rows: Sequence[dict[str, Any]], pictures: int, options: Options) -> No
     if options.as_json:
         print_document({"photographs": pictures, "rows": rows})
         return
-    table = Table(title="bytes a frame, payloads only", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title="bytes a request frame, everything counted", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("motion", no_wrap=True)
     table.add_column("cut", no_wrap=True)
     for name in ("alone", "after the last", "saved"):

@@ -1,5 +1,6 @@
 """`splitserve calibrate`: find the codec's tables and rates for every cut of an artifact."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,12 +10,12 @@ from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from splitserve.artifact import Artifact, Estimate, load_artifact
-from splitserve.calibrate.agreement import make_judge
-from splitserve.calibrate.inputs import read_inputs
+from splitserve.agreement import Judge, make_judge
+from splitserve.artifact import CALIBRATED_ON_MAX, Artifact, Cut, Estimate, Manifest, load_artifact
+from splitserve.calibrate.inputs import INPUTS_MIN, read_inputs
 from splitserve.calibrate.whole import Task, calibrate_artifact
 from splitserve.errors import UsageError
 from splitserve.output import print_document
@@ -30,7 +31,7 @@ class Options(Settings):
     Half of the inputs fit the tables, the other half measures: for each agreement floor the
     coarsest step that keeps it is found by bisection, and its bytes are recorded. Where the folder
     holds labels.csv (file, label), accuracy is measured too. The artifact's id changes, so both
-    sides need the new one.
+    sides need the new one. Exit status 3 means that a floor could not be kept.
     """
 
     model_config = SettingsConfigDict(
@@ -42,19 +43,21 @@ class Options(Settings):
     artifact: CliPositionalArg[Path]
     """Artifact folder."""
     images: Path
-    """Folder of pictures; .npz files with the model's inputs where it takes no pictures."""
+    """Folder of pictures; .npz files with the model's inputs, batch 1, where it takes no
+    pictures."""
     output: Path | None = None
     """Folder to write; by default the artifact itself."""
-    cuts: Names = Field(default_factory=list)
+    cuts: Names = Field(default=[])
     """Cuts to calibrate, comma-separated; by default all."""
     floors: Percents = Field(default=[99.5, 99, 98, 95], min_length=1)
     """Agreement with the unsplit model to keep, percent, comma-separated."""
-    limit: int = Field(default=500, ge=20)
+    limit: int = Field(default=500, ge=INPUTS_MIN, le=CALIBRATED_ON_MAX)
     """Most inputs to use."""
     agreement: Literal["auto", "argmax", "error"] = "auto"
-    """What agreeing means: the same best class, or outputs within the tolerance."""
+    """What agreeing means: the same best class, or outputs within the tolerance; auto takes one row
+    of several numbers for class scores."""
     tolerance: float = Field(default=0.05, gt=0)
-    """Root mean square error over root mean square of the outputs that still agrees."""
+    """For `error` only: root mean square error over root mean square of the outputs that agrees."""
     seed: int = 0
     """Of the drawing and of the noise."""
     threads: int = Field(default=0, ge=0)
@@ -67,7 +70,8 @@ def run(options: Options) -> int:
     """Calibrate, write and report."""
     artifact = load_artifact(options.artifact)
     manifest = artifact.manifest
-    positions = [manifest.position(name) for name in options.cuts or manifest.positions[1:-1]]
+    names = dict.fromkeys(options.cuts or manifest.positions[1:-1])
+    positions = [manifest.position(name) for name in names]
     if not positions or not all(1 <= position <= len(manifest.cuts) for position in positions):
         raise UsageError(
             f"nothing to calibrate: {options.artifact} has the cuts"
@@ -84,21 +88,82 @@ def run(options: Options) -> int:
     console = Console(stderr=True)
     with console.status("reading the inputs"):
         inputs = read_inputs(options.images, manifest, options.limit, options.seed)
+    _say(console, describe_judge(task.judge, manifest))
+    for warning in warn_of_few(options.floors, len(inputs)):
+        _say(console, warning, style="yellow")
     with show_progress(console) as progress:
         target = options.output or options.artifact
         written = calibrate_artifact(artifact, inputs, task, target, progress)
-    _report(written, positions, options)
-    return 0
+    cuts = [written.manifest.cuts[position - 1] for position in positions]
+    _report(written, cuts, options)
+    for line in warn_of_memory(cuts, len(inputs)):
+        _say(console, line, style="yellow")
+    dropped = name_dropped(cuts, options.floors)
+    for line in dropped:
+        _say(console, line, style="red")
+    return 3 if dropped else 0
+
+
+def describe_judge(judge: Judge, manifest: Manifest) -> str:
+    """Say what agreeing means."""
+    if judge.kind == "argmax":
+        output = manifest.outputs[0]
+        return f"agreement: the same best class of {output.name} ({output.sizes} scores)"
+    names = ", ".join(judge.outputs)
+    return f"agreement: {names} within a relative error of {judge.tolerance:g}"
+
+
+def warn_of_few(floors: Sequence[float], inputs: int) -> list[str]:
+    """Name the floors that so many inputs cannot tell from keeping every answer."""
+    lines = []
+    for floor in sorted(set(floors), reverse=True):
+        needed = math.ceil(round(100 / (100 - floor), 6)) if floor < 100 else 0
+        if inputs // 2 < needed:
+            lines.append(
+                f"floor {floor:g}: {inputs // 2} inputs measure it, so not one answer may differ;"
+                f" to tell it from 100 give at least {2 * needed} inputs (--images, --limit)"
+            )
+    return lines
+
+
+def warn_of_memory(cuts: Sequence[Cut], inputs: int) -> list[str]:
+    """Name the cuts whose features were too large to use every input."""
+    return [
+        f"{cut.name}: its features are large, so {cut.calibration.fitted_on} inputs were fitted to"
+        f" and {cut.calibration.measured_on} measured, of {inputs}"
+        for cut in cuts
+        if cut.calibration and cut.calibration.measured_on < inputs // 2
+    ]
+
+
+def name_dropped(cuts: Sequence[Cut], floors: Sequence[float]) -> list[str]:
+    """Name the floors that no step kept."""
+    lines = []
+    for cut in cuts:
+        kept = {rate.floor for rate in cut.calibration.rates} if cut.calibration else set()
+        missed = sorted(set(floors) - kept, reverse=True)
+        if missed:
+            lines.append(
+                f"{cut.name}: even the finest step misses the floors"
+                f" {', '.join(f'{floor:g}' for floor in missed)}"
+            )
+    return lines
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_progress(console: Console) -> Progress:
     """Bars for `calibrate_artifact`, gone when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        TextColumn("left:"), TimeRemainingColumn(),
+    )  # fmt: skip
     return Progress(*columns, console=console, transient=True)
 
 
-def _report(artifact: Artifact, positions: Sequence[int], options: Options) -> None:
-    cuts = [artifact.manifest.cuts[position - 1] for position in positions]
+def _report(artifact: Artifact, cuts: Sequence[Cut], options: Options) -> None:
     if options.as_json:
         print_document(
             {
@@ -118,6 +183,8 @@ def _report(artifact: Artifact, positions: Sequence[int], options: Options) -> N
         table.add_column(name, justify="right", no_wrap=True)
     for cut in cuts:
         table.add_section()
+        if cut.calibration and not cut.calibration.rates:
+            table.add_row(escape(cut.name), "none kept")
         for index, rate in enumerate(cut.calibration.rates if cut.calibration else ()):
             accuracy = (
                 f"{rate.accuracy.value:.1f} ({rate.accuracy_unsplit.value:.1f})"
@@ -133,13 +200,11 @@ def _report(artifact: Artifact, positions: Sequence[int], options: Options) -> N
                 accuracy,
             )
     Console().print(table)
-    Console(stderr=True).print(
+    _say(
+        Console(stderr=True),
         f"{artifact.root}: id {artifact.id.hex()}\n"
         "bytes: one request frame, everything counted; agreement: 95 % interval, on inputs that"
         " the tables were not fitted to",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 

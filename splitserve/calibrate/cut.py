@@ -1,26 +1,27 @@
 """Calibrate one cut: tables from some inputs, rates on others."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from splitserve.agreement import Judge, best_class, estimate
 from splitserve.artifact import Rate
-from splitserve.calibrate.agreement import Judge, best_class, estimate
 from splitserve.calibrate.fit import Weights, channel_axis, fit_tables, plain_tables
 from splitserve.calibrate.motion import fit_motion
-from splitserve.calibrate.sensitivity import balance, measure_weights
-from splitserve.codec import FeatureTables, StepAnsCodec
+from splitserve.calibrate.sensitivity import balance, count_groups, measure_weights
+from splitserve.codec import Codec, FeatureTables, StepAnsCodec, round_to_dtype
 from splitserve.codec.tables import OCTAVE, STEP_CODES, STEP_ZERO, may_be_coded
 from splitserve.runtime import Chain
-from splitserve.tensors import DTYPES, Array, Tensors, TensorSpec
-from splitserve.wire import Request, Section, encode_frame
+from splitserve.tensors import Array, Tensors, TensorSpec
+from splitserve.wire import NO_ID, Request, Section, encode_frame
 
 CODED_ELEMENTS_MIN = 64
 NOISE_INPUTS = 24
+DEADLINE_S = 1.0  # any: the frame has room for one in any case
 COARSEST_STEP, FINEST_STEP = 8.0, 1 / 64  # of the features' standard deviation
-NO_ID = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class CutCalibrator:
         material: what is known at the cut.
         judge: what agreeing means.
         seed: of the noise.
-        tick: called once per measured group of coefficients and once per measured rate.
+        tick: called with the number of tails that have just run.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class CutCalibrator:
         material: Material,
         judge: Judge,
         seed: int,
-        tick: Callable[[], None],
+        tick: Callable[[int], object],
     ) -> None:
         self._chain = chain
         self._material = material
@@ -74,15 +75,27 @@ class CutCalibrator:
         self._generator = np.random.default_rng([seed, material.position])
         self._tick = tick
 
-    def fit(self, channels_last: bool) -> list[FeatureTables | None]:
-        """Find the tables of every egress tensor; None for one that is stored as it is."""
+    def fit(
+        self, channels_last: bool, announce: Callable[[int], object]
+    ) -> list[FeatureTables | None]:
+        """Find the tables of every egress tensor; None for one that is stored as it is.
+
+        Args:
+            channels_last: of pictures; token sequences have their channels last in any case.
+            announce: called with the number of tails that will run, before the first one does.
+
+        Raises:
+            CodecError: tables that the codec would refuse.
+        """
         material = self._material
-        coded = [spec for spec in material.egress if is_coded(spec)]
+        coded = [spec for spec in material.egress if is_coded(spec, material.fit)]
         features = [_stack(material.fit, spec.name) for spec in coded]
         plain = [
             plain_tables(stack, channel_axis(spec, channels_last))
             for spec, stack in zip(coded, features, strict=True)
         ]
+        groups = sum(count_groups(table) for table in plain)
+        announce(groups * len(material.fit[:NOISE_INPUTS]))
         measured = [self._weights(spec, table) for spec, table in zip(coded, plain, strict=True)]
         weights = balance([weight for weight, _ in measured], [felt for _, felt in measured])
         tables: dict[str, FeatureTables] = {}
@@ -91,6 +104,7 @@ class CutCalibrator:
             if material.pairs:
                 known, *after = (_stack(frames, spec.name) for frames in material.pairs)
                 fitted = fit_motion(fitted, known, after)
+            fitted.check(spec)
             tables[spec.name] = fitted
         return [tables.get(spec.name) for spec in material.egress]
 
@@ -99,11 +113,13 @@ class CutCalibrator:
         some = [tensors[spec.name] for tensors in material.fit[:NOISE_INPUTS]]
 
         def divergence(index: int, moved: Array) -> float:
-            own = {spec.name: moved.astype(DTYPES[spec.dtype])}
+            own = {spec.name: round_to_dtype(moved, spec.dtype)}
             tensors = {**material.fit[index], **own}
             return self._judge.divergence(self._tail(tensors), material.fit_wanted[index])
 
-        return measure_weights(some, plain, divergence, self._generator, self._tick)
+        return measure_weights(
+            some, plain, divergence, self._generator, lambda: self._tick(len(some))
+        )
 
     def rates(
         self, tables: Sequence[FeatureTables | None], floors: Sequence[float]
@@ -124,11 +140,11 @@ class CutCalibrator:
         def is_kept(floor: float, parameter: int) -> bool:
             if parameter not in seen:
                 seen[parameter] = self.measure(tables, parameter)
-                self._tick()
+                self._tick(len(self._material.held))
             return seen[parameter].agreement.value >= floor
 
         found = []
-        for floor in sorted(floors, reverse=True):
+        for floor in sorted(set(floors), reverse=True):
             parameter = _last(low, high, functools.partial(is_kept, floor))
             if parameter is not None:
                 found.append(seen[parameter].model_copy(update={"floor": floor}))
@@ -144,7 +160,8 @@ class CutCalibrator:
                 for number, spec in enumerate(material.egress)
             ]
             got, wanted = self._through(codec, tensors, payloads), material.held_wanted[index]
-            sizes.append(frame_bytes(material, codec, tensors, payloads))
+            values = [tensors[spec.name] for spec in material.egress]
+            sizes.append(frame_bytes(material.position, codec, values, payloads))
             hits.append(self._judge.agrees(got, wanted))
             if material.labels:
                 label, name = material.labels[index], self._judge.outputs[0]
@@ -177,28 +194,34 @@ def _stack(inputs: Sequence[Tensors], name: str) -> Array:
     return np.concatenate([tensors[name] for tensors in inputs])
 
 
-def is_coded(spec: TensorSpec) -> bool:
-    """Whether a tensor is worth tables: enough numbers that may be rounded."""
-    return may_be_coded(spec) and spec.elements() >= CODED_ELEMENTS_MIN
+def is_coded(spec: TensorSpec, seen: Sequence[Tensors]) -> bool:
+    """Whether a tensor is worth tables: enough numbers that may be rounded, in every input alike.
+
+    Free sizes count as they were seen. Infinities, such as a mask's, are no numbers to round.
+    """
+    values = [tensors[spec.name] for tensors in seen]
+    return (
+        may_be_coded(spec)
+        and len({value.shape for value in values}) == 1
+        and values[0].size >= CODED_ELEMENTS_MIN
+        and all(np.isfinite(value).all() for value in values)
+    )
+
+
+def most_searches(floors: int) -> int:
+    """Most rates that the search for so many floors measures."""
+    codes = OCTAVE * math.log2(COARSEST_STEP / FINEST_STEP) + 2
+    return floors * (1 + math.ceil(math.log2(codes)))
 
 
 def frame_bytes(
-    material: Material, codec: StepAnsCodec, tensors: Tensors, payloads: Sequence[bytes]
+    position: int, codec: Codec, values: Sequence[Array], payloads: Sequence[bytes]
 ) -> int:
-    """Bytes of the request frame that carries these payloads."""
+    """Bytes of the request frame that carries these tensors as these payloads."""
     sections = tuple(
-        Section(tensors[spec.name].shape, payload)
-        for spec, payload in zip(material.egress, payloads, strict=True)
+        Section(value.shape, payload) for value, payload in zip(values, payloads, strict=True)
     )
-    request = Request(
-        request_id=NO_ID,
-        artifact_id=NO_ID,
-        cut=material.position,
-        codec=codec.number,
-        sections=sections,
-        deadline_s=1.0,
-        parameter=codec.parameter,
-    )
+    request = Request(NO_ID, NO_ID, position, codec.number, sections, DEADLINE_S, codec.parameter)
     return len(encode_frame(request))
 
 

@@ -13,10 +13,11 @@ from splitserve.artifact import Manifest
 from splitserve.calibrate.motion import Pixels
 from splitserve.errors import PictureError, UsageError
 from splitserve.picture import decode_picture, list_pictures, normalise, read_labels
-from splitserve.tensors import DTYPES, Tensors, mismatch
+from splitserve.tensors import DTYPES, Tensors, TensorSpec, mismatch
 
 LABELS = "labels.csv"
 INPUTS_MIN = 20
+NAME_DIGITS = 16  # of a file's sha256: by chance none of a million pictures meets one of a thousand
 # A single array is no archive (TypeError), and what is no array in one is bytes (AttributeError).
 BROKEN_NPZ = (
     KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile,
@@ -32,12 +33,14 @@ class Inputs:
         tensors: the model's inputs, (1, ...) each, where they are no pictures.
         labels: right classes; empty where they are not known.
         sha256: of the files' contents in this order.
+        names: the first 16 digits of each file's own sha256, in this order.
     """
 
     pixels: Sequence[Pixels]
     tensors: Sequence[Tensors]
     labels: Sequence[int]
     sha256: str
+    names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.pixels) or len(self.tensors)
@@ -47,10 +50,11 @@ def read_inputs(folder: Path, manifest: Manifest, limit: int, seed: int) -> Inpu
     """Read up to `limit` inputs of a folder in a drawn order.
 
     Pictures, with labels.csv where it is there; for a model without preprocessing, .npz files that
-    hold one array per model input, batch 1.
+    hold one array per model input: a free first dimension is the batch and is 1, and the other
+    free ones have one size in all files.
 
     Raises:
-        UsageError: nothing fitting there, or fewer than 20 inputs.
+        UsageError: nothing fitting there, fewer than 20 inputs, or inputs of several sizes.
         PictureError: a damaged picture; the message names the file.
     """
     labels: dict[Path, int] = {}
@@ -77,6 +81,7 @@ def read_inputs(folder: Path, manifest: Manifest, limit: int, seed: int) -> Inpu
         tensors=_tensors(chosen, contents, manifest),
         labels=[labels[path] for path in chosen] if labels else [],
         sha256=digest.hexdigest(),
+        names=[hashlib.sha256(content).hexdigest()[:NAME_DIGITS] for content in contents],
     )
 
 
@@ -102,7 +107,30 @@ def _pictures(paths: Sequence[Path], contents: Sequence[bytes], manifest: Manife
 def _tensors(paths: Sequence[Path], contents: Sequence[bytes], manifest: Manifest) -> list[Tensors]:
     if manifest.preprocess:
         return []
-    return [_arrays(path, content, manifest) for path, content in zip(paths, contents, strict=True)]
+    inputs = [
+        _arrays(path, content, manifest) for path, content in zip(paths, contents, strict=True)
+    ]
+    for spec in manifest.inputs:
+        _refuse_several_sizes(paths, inputs, spec)
+    return inputs
+
+
+def _refuse_several_sizes(
+    paths: Sequence[Path], inputs: Sequence[Tensors], spec: TensorSpec
+) -> None:
+    """Tables are fitted to features that lie on one another."""
+    first = inputs[0][spec.name].shape
+    for path, tensors in zip(paths, inputs, strict=True):
+        shape = tensors[spec.name].shape
+        if shape != first:
+            raise UsageError(
+                f"{spec.name} is {_sizes(first)} in {paths[0]} and {_sizes(shape)} in {path}: make"
+                " all inputs one size; splitserve split --shape fixes it in the artifact"
+            )
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape) or "a scalar"
 
 
 def _arrays(path: Path, content: bytes, manifest: Manifest) -> Tensors:
@@ -118,4 +146,10 @@ def _arrays(path: Path, content: bytes, manifest: Manifest) -> Tensors:
     problem = mismatch(manifest.inputs, [tensors[spec.name].shape for spec in manifest.inputs])
     if problem:
         raise UsageError(f"{path}: {problem}")
+    for spec in manifest.inputs:
+        count = tensors[spec.name].shape[:1]
+        if count != (1,) and isinstance(next(iter(spec.shape), None), str):
+            raise UsageError(
+                f"{path}: {spec.name} holds {count[0]} inputs; store one in each file, batch 1"
+            )
     return tensors

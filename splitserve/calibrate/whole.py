@@ -9,17 +9,28 @@ import numpy as np
 from rich.markup import escape
 from rich.progress import Progress
 
-from splitserve.artifact import Artifact, Calibration, StoredFile, write_artifact
-from splitserve.calibrate.agreement import Judge
-from splitserve.calibrate.cut import CutCalibrator, Material
+from splitserve.agreement import Judge
+from splitserve.artifact import (
+    CALIBRATED_ON_MAX,
+    Artifact,
+    Calibration,
+    Manifest,
+    StoredFile,
+    write_artifact,
+)
+from splitserve.calibrate.cut import CutCalibrator, Material, most_searches
 from splitserve.calibrate.inputs import Inputs, model_input
 from splitserve.calibrate.motion import SHIFTS, moved_pictures
 from splitserve.codec import write_tables
+from splitserve.errors import UsageError
 from splitserve.runtime import Chain, RuntimeOptions, open_chain
 from splitserve.tensors import Array, Tensors
 
-MEMORY_BYTES = 1 << 30  # features of one half of the inputs
-PAIRS = 32
+MEMORY_BYTES = 2 << 30
+COPIES = 9  # of one half's features at the peak, measured: 7.1, and 1.3 with pairs for a quarter
+PAIR_COPIES = 28  # of one frame's features for each pair, so that pairs stay within that
+PAIRS, PAIRS_MIN = 32, 4
+INPUTS_MIN = 10  # of each half, whatever they weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +63,13 @@ def calibrate_artifact(
         task: which cuts, and how.
         target: folder to write, which may be the artifact's own.
         progress: shows one bar per cut.
+
+    Raises:
+        UsageError: more inputs than a manifest may name.
+        CodecError: features that the codec cannot carry.
     """
     manifest = artifact.manifest
+    named = _calibrated_on(manifest, inputs, task.positions)
     chain = open_chain(artifact, RuntimeOptions(threads=task.threads))
     answers = _Answers(artifact, chain, inputs)
     cuts, made = list(manifest.cuts), {}
@@ -61,11 +77,27 @@ def calibrate_artifact(
         tables, calibration = _calibrate(answers, position, task, progress)
         made[calibration.tables.file] = tables
         cuts[position - 1] = cuts[position - 1].model_copy(update={"calibration": calibration})
-    changed = manifest.model_copy(update={"cuts": tuple(cuts)})
+    changed = manifest.model_copy(update={"cuts": tuple(cuts), "calibrated_on": named})
     files = {
         stored.file: made.get(stored.file) or artifact.read_file(stored) for stored in changed.files
     }
     return write_artifact(target, changed, files)
+
+
+def _calibrated_on(manifest: Manifest, inputs: Inputs, positions: Sequence[int]) -> tuple[str, ...]:
+    """Names of these inputs, and of earlier ones while a cut keeps an earlier calibration."""
+    kept = [
+        cut
+        for position, cut in enumerate(manifest.cuts, 1)
+        if cut.calibration and position not in positions
+    ]
+    named = sorted({*inputs.names, *(manifest.calibrated_on if kept else ())})
+    if len(named) > CALIBRATED_ON_MAX:
+        raise UsageError(
+            f"{len(named)} calibration inputs, where an artifact may name {CALIBRATED_ON_MAX}:"
+            " calibrate all cuts at once, with fewer"
+        )
+    return tuple(named)
 
 
 def _calibrate(
@@ -75,17 +107,21 @@ def _calibrate(
     bar = progress.add_task(escape(manifest.positions[position]), total=None)
     material = answers.material(position, task.seed)
     calibrator = CutCalibrator(
-        answers.chain, material, task.judge, task.seed, lambda: progress.advance(bar)
+        answers.chain, material, task.judge, task.seed, lambda runs: progress.advance(bar, runs)
     )
+    most = most_searches(len(task.floors)) * len(material.held)
     tables = calibrator.fit(
-        channels_last=bool(manifest.preprocess and manifest.preprocess.layout == "NHWC")
+        bool(manifest.preprocess and manifest.preprocess.layout == "NHWC"),
+        lambda runs: progress.update(bar, total=runs + most),
     )
     rates = calibrator.rates(tables, task.floors)
-    progress.update(bar, total=progress.tasks[bar].completed)
+    done = progress.tasks[bar].completed
+    progress.update(bar, total=done, completed=done)
     content = write_tables(tables)
-    stored = StoredFile(
-        file=f"c{position}.npz", sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)
-    )
+    sha256 = hashlib.sha256(content).hexdigest()
+    # The name tells the content, so that new tables leave those of the manifest in force alone.
+    name = f"c{position}-{sha256[:8]}.npz"
+    stored = StoredFile(file=name, sha256=sha256, bytes=len(content))
     return content, Calibration(
         tables=stored,
         rates=rates,
@@ -103,9 +139,13 @@ class _Answers:
 
     def __init__(self, artifact: Artifact, chain: Chain, inputs: Inputs) -> None:
         self.artifact, self.chain, self.inputs = artifact, chain, inputs
-        self.wanted = [
-            dict(chain.run(self.tensors(index), 0, len(chain))) for index in range(len(inputs))
-        ]
+        self._wanted: dict[int, Tensors] = {}
+
+    def wanted(self, index: int) -> Tensors:
+        """Answer of the unsplit model, computed once."""
+        if index not in self._wanted:
+            self._wanted[index] = dict(self.chain.run(self.tensors(index), 0, len(self.chain)))
+        return self._wanted[index]
 
     def tensors(self, index: int) -> Tensors:
         if self.inputs.pixels:
@@ -116,19 +156,22 @@ class _Answers:
         """Gather what is known at one cut, as much as fits into memory."""
         egress = self.artifact.manifest.egress(position)
         half = len(self.inputs) // 2
-        size = sum(spec.raw_bytes() for spec in egress)
-        count = min(half, max(10, MEMORY_BYTES // size))
+        size = _bytes(self._features(self.tensors(0), position))
+        per_input = COPIES * size + 2 * _bytes(self.wanted(0))
+        count = min(half, max(INPUTS_MIN, MEMORY_BYTES // per_input))
+        most_pairs = MEMORY_BYTES // (PAIR_COPIES * size)
+        pairs = min(PAIRS, count, max(PAIRS_MIN, most_pairs))
         fit, held = range(count), range(half, half + count)
         features = [self._features(self.tensors(index), position) for index in (*fit, *held)]
         return Material(
             position=position,
             egress=egress,
             fit=features[:count],
-            fit_wanted=[self.wanted[index] for index in fit],
+            fit_wanted=[self.wanted(index) for index in fit],
             held=features[count:],
-            held_wanted=[self.wanted[index] for index in held],
+            held_wanted=[self.wanted(index) for index in held],
             labels=[self.inputs.labels[index] for index in held] if self.inputs.labels else [],
-            pairs=self._pairs(position, min(PAIRS, count), seed),
+            pairs=self._pairs(position, pairs, seed),
         )
 
     def _pairs(self, position: int, count: int, seed: int) -> list[list[dict[str, Array]]]:
@@ -145,3 +188,7 @@ class _Answers:
 
     def _features(self, tensors: Tensors, position: int) -> dict[str, Array]:
         return dict(self.chain.run(tensors, 0, position))
+
+
+def _bytes(tensors: Tensors) -> int:
+    return sum(value.nbytes for value in tensors.values())

@@ -10,14 +10,14 @@ from splitserve.codec.choice import CODECS, Codec, Codecs, build_codec, codec_by
 from splitserve.codec.image import JpegCodec, WebpCodec
 from splitserve.codec.raw import RawCodec
 from splitserve.codec.step import StepAnsCodec, coarse_part, step_size
-from splitserve.codec.symbols import REFERENCES_MAX, References, Symbols
+from splitserve.codec.symbols import STREAM_ELEMENTS_MAX, References, Symbols
 from splitserve.codec.tables import FeatureTables, read_tables, write_tables
 from splitserve.codec.threads import use_one_thread
-from splitserve.codec.transform import Transform
+from splitserve.codec.transform import Transform, round_to_dtype
 
 __all__ = [
     "CODECS",
-    "REFERENCES_MAX",
+    "STREAM_ELEMENTS_MAX",
     "AffineCodec",
     "Codec",
     "Codecs",
@@ -33,6 +33,7 @@ __all__ = [
     "coarse_part",
     "codec_by_number",
     "read_tables",
+    "round_to_dtype",
     "step_size",
     "use_one_thread",
     "write_tables",

@@ -14,7 +14,7 @@ from splitserve.errors import CodecError, UsageError
 from splitserve.tensors import Array
 
 DEFAULT_FLOOR = 99.0
-CACHED_CODECS = 64
+CACHED_CODECS = 8  # a peer chooses the rates, and each keeps some 20 bytes a coefficient
 
 
 class Codec(Protocol):
@@ -156,11 +156,17 @@ class Codecs:
                 else "it works at cuts only"
             )
             raise UsageError(f"step-ans has no tables at {where}; {fix}")
-        most = max((rate.floor for rate in calibration.rates), default=0.0)
+        if not calibration.rates:
+            raise UsageError(
+                f"step-ans has no rate at {where}, for its calibration reached no floor; run:"
+                f" splitserve calibrate {self._artifact.root} --images DIR --floors LOWER, or take"
+                " --codec affine-u8"
+            )
+        most = max(rate.floor for rate in calibration.rates)
         floor = min(DEFAULT_FLOOR, most) if quality is None else quality
         good = [rate for rate in calibration.rates if rate.floor >= floor]
         if not good:
-            known = ", ".join(f"{rate.floor:g}" for rate in calibration.rates) or "none"
+            known = ", ".join(f"{rate.floor:g}" for rate in calibration.rates)
             raise UsageError(f"no rate for {floor:g} % agreement at {where}; there are: {known}")
         return min(good, key=lambda rate: rate.floor)
 

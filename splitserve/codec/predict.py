@@ -5,8 +5,8 @@ known frame it is coded as the difference from a share of what it was there, by 
 usually remains.
 """
 
-from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,8 @@ from splitserve.codec.tables import (
 )
 
 SHIFTED_CLASS = CLASSES - OCTAVE  # a larger deviation is halved until its class is from here up
-CACHED_ELEMENTS_MAX = 262_144  # 3 MB; what a peer makes a service keep must stay small
+CACHED_ELEMENTS_MAX = 262_144  # 3 MB, and as much for motion: a peer chooses what is kept
+TRIED = 2048  # coefficients on which the motion levels are compared
 
 # Quarters of a step in which a mean may lie, from half a step below a whole number upwards: their
 # middles are 3/8 or 1/8 of a step beside it. The tables know the upper side.
@@ -34,6 +35,7 @@ OFFSET_OF_QUARTER = np.array([2, 1, 1, 2], np.uint8)
 Classes = npt.NDArray[np.int16]
 Places = npt.NDArray[np.intp]
 Number = TypeVar("Number", bound=np.generic)
+Value = TypeVar("Value")
 
 
 class Alone(NamedTuple):
@@ -74,6 +76,29 @@ class _Motion(NamedTuple):
     """Which are too spread for an offset to matter."""
 
 
+class _Kept(Generic[Value]):
+    """The last few results of a method. Thread-safe.
+
+    `lru_cache` would hold the method and so its object, which only the collector could then free:
+    megabytes for each codec that made room for another.
+
+    Args:
+        most: results that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: dict[tuple[int, ...], Value] = {}
+
+    def get(self, make: Callable[..., Value], *key: int) -> Value:
+        """Return what was made of these numbers, or make it."""
+        values = self._values
+        if key not in values:
+            kept = list(values.items())[1 - self._most :] if self._most > 1 else []
+            values = self._values = dict([*kept, (key, make(*key))])
+        return values[key]
+
+
 class Predictor:
     """Chooses tables for one tensor at one step.
 
@@ -85,13 +110,15 @@ class Predictor:
     def __init__(self, tables: FeatureTables, parameter: int) -> None:
         self.tables = tables
         self._parameter = parameter
-        self._cached_alone = lru_cache(1)(self._alone)
-        self._cached_motion = lru_cache(LEVELS_MAX)(self._motion)
+        self._kept_alone: _Kept[Alone] = _Kept(1)
+        self._kept_motion: _Kept[_Motion] = _Kept(1)
+        self._kept_first: _Kept[_Motion] = _Kept(LEVELS_MAX)
 
     def alone(self, batch: int, blocks: int) -> Alone:
         """Choose by the class of each coefficient alone; kept for the last single input."""
-        is_kept = self._may_be_kept(batch, blocks)
-        return (self._cached_alone if is_kept else self._alone)(batch, blocks)
+        if self._may_be_kept(batch, blocks):
+            return self._kept_alone.get(self._alone, batch, blocks)
+        return self._alone(batch, blocks)
 
     def _may_be_kept(self, batch: int, blocks: int) -> bool:
         return batch == 1 and blocks * self.tables.scales.size <= CACHED_ELEMENTS_MAX
@@ -101,38 +128,50 @@ class Predictor:
         places = np.flatnonzero(classes >= 0)
         return Alone(places, classes[places], self._model(classes[places]))
 
-    def after(self, values: Ints, level: int, count: int | None = None) -> After:
-        """Predict from the integers of a known frame.
+    def after(self, values: Ints, level: int) -> After:
+        """Predict from the integers of a known frame; what that needs is kept for one level.
 
         Args:
             values: (batch, K, blocks, B), the known frame.
             level: motion level, from 1.
-            count: only for the first coded coefficients, None for all.
         """
         batch, _, blocks, _ = values.shape
-        places = self.alone(batch, blocks).places[:count]
-        is_kept = self._may_be_kept(batch, blocks)
-        motion = (self._cached_motion if is_kept else self._motion)(level, batch, blocks)
-        pulled = motion.pulls[:count] * values.reshape(-1)[places] + np.int32(PULL_ONE // 2)
+        if self._may_be_kept(batch, blocks):
+            motion = self._kept_motion.get(self._motion, level, batch, blocks)
+        else:
+            motion = self._motion(level, batch, blocks)
+        return self._after(values.reshape(-1)[self.alone(batch, blocks).places], motion)
+
+    def first_after(self, values: Ints, level: int) -> After:
+        """Do the same for the first `TRIED` coded coefficients alone; kept for every level."""
+        batch, _, blocks, _ = values.shape
+        places = self.alone(batch, blocks).places[:TRIED]
+        motion = self._kept_first.get(self._first_motion, level, batch, blocks)
+        return self._after(values.reshape(-1)[places], motion)
+
+    def _after(self, known: Ints, motion: _Motion) -> After:
+        pulled = motion.pulls * known + np.int32(PULL_ONE // 2)
         quarter = (pulled & (PULL_ONE - 1)) >> 4
         sign, offset = SIGN_OF_QUARTER[quarter], OFFSET_OF_QUARTER[quarter]
-        plain = motion.plain if count is None else motion.plain[motion.plain < count]
-        sign[plain], offset[plain] = 1, 0
-        rows = motion.rows[:count] + offset
-        model = Model(rows, motion.shifts[:count], self.tables.cumulative)
+        sign[motion.plain], offset[motion.plain] = 1, 0
+        model = Model(motion.rows + offset, motion.shifts, self.tables.cumulative)
         return After(pulled >> 6, sign, model)
 
-    def _motion(self, level: int, batch: int, blocks: int) -> _Motion:
+    def _first_motion(self, level: int, batch: int, blocks: int) -> _Motion:
+        return self._motion(level, batch, blocks, TRIED)
+
+    def _motion(self, level: int, batch: int, blocks: int, count: int | None = None) -> _Motion:
         alone = self.alone(batch, blocks)
+        places = alone.places[:count]
         shape = self.tables.scales.shape
         pulls = np.broadcast_to(self.tables.pulls[level - 1].astype(np.int32), shape)
         scales = self.tables.scales + self.tables.drifts[level - 1]
         drifts = self._classes(scales).clip(-WIDENED_ZERO, WIDENED_ZERO - 1)
         widened = self.tables.widened[drifts + WIDENED_ZERO].astype(np.int16)
-        classes = np.minimum(self._spread(widened, batch, blocks)[alone.places], alone.classes)
+        classes = np.minimum(self._spread(widened, batch, blocks)[places], alone.classes[:count])
         model = self._model(classes)
         return _Motion(
-            self._spread(pulls, batch, blocks)[alone.places],
+            self._spread(pulls, batch, blocks)[places],
             model.tables,
             model.shifts,
             np.flatnonzero(classes >= CLASSES),

@@ -7,6 +7,7 @@ by what the receiver knows of an earlier frame (symbols.py): shorter, and never 
 Payload format: docs/codec.md.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +16,16 @@ from typing import ClassVar
 import numpy as np
 
 from splitserve.codec.packing import store, unstore
-from splitserve.codec.predict import Alone, Predictor
+from splitserve.codec.predict import TRIED, Alone, Predictor
 from splitserve.codec.rans import Ints, Mode, Model, decode_values, encode_values
 from splitserve.codec.symbols import References, Symbols
 from splitserve.codec.tables import OCTAVE, STEP_CODES, STEP_ZERO, FeatureTables
-from splitserve.codec.transform import Transform
+from splitserve.codec.transform import Transform, round_to_dtype
 from splitserve.errors import CodecError
-from splitserve.tensors import DTYPES, Array, FloatArray
+from splitserve.tensors import Array, FloatArray
 
 SYMBOL_MAX = 32767
 STORED, WHOLE, LAYERED, COARSE = range(4)
-TRIED = 2048  # coefficients on which the motion levels are compared
 HEAD = struct.Struct("<BB")
 TAG = struct.Struct("<Q")
 LAYER = struct.Struct("<I")
@@ -117,13 +117,24 @@ class StepAnsCodec:
         if (kind == STORED) != (part is None) or kind > COARSE:
             raise CodecError(f"a step-ans payload of kind {kind} for {dtype}")
         if part is None:
+            if payload[1]:
+                raise CodecError(f"a stored step-ans payload of motion level {payload[1]}")
             return unstore(payload[HEAD.size :], shape, dtype)
         unpacked = self._unpack(payload, part.shape(shape), index, references)
-        return _as_dtype(part.transform.backward(unpacked * self._step, shape), dtype)
+        return round_to_dtype(part.transform.backward(unpacked * self._step, shape), dtype)
 
     def is_coded(self, index: int) -> bool:
         """Whether a tensor has tables; else it is stored as it is."""
         return self._part(index) is not None
+
+    def elements(self, shape: tuple[int, ...], index: int = 0) -> int:
+        """Count what decoding a tensor of a shape allocates: padded coefficients, or the elements.
+
+        Raises:
+            CodecError: its tables are not for such a tensor.
+        """
+        part = self._part(index)
+        return math.prod(part.shape(shape) if part else shape)
 
     def quantise(self, tensor: Array, index: int = 0) -> Symbols:
         """Round a tensor's coefficients to the step.
@@ -172,7 +183,7 @@ class StepAnsCodec:
         model = Model(alone.tables[:TRIED], alone.shifts[:TRIED], alone.cumulative)
         sizes = [len(encode_values(first, model, Mode.WHOLE, native=self._native))]
         for level in range(1, part.levels + 1):
-            after = part.predictor.after(reference.values, level, TRIED)
+            after = part.predictor.first_after(reference.values, level)
             rest = after.sign * (first - after.mean)
             sizes.append(len(encode_values(rest, after.model, Mode.WHOLE, native=self._native)))
         return int(np.argmin(sizes))
@@ -283,14 +294,3 @@ def _middles(coarse: Ints, model: Model) -> tuple[Ints, FloatArray]:
     first = 2 * coarse - half
     beside = np.where(model.shifts > 0, np.float32(0.5), np.sign(coarse) * np.float32(0.5))
     return first.astype(np.int32), beside.astype(np.float32)
-
-
-def _as_dtype(values: FloatArray, dtype: str) -> Array:
-    wanted = DTYPES[dtype]
-    if wanted.kind == "f" and wanted.itemsize >= values.itemsize:
-        return values.astype(wanted, copy=False)
-    if wanted.kind == "f":
-        limit = float(np.finfo(wanted).max)
-        return values.clip(-limit, limit).astype(wanted)
-    limits = np.iinfo(wanted)
-    return np.rint(values).clip(limits.min, limits.max).astype(wanted)

@@ -12,8 +12,9 @@ import xxhash
 from splitserve.codec.rans import Ints
 from splitserve.errors import ReferenceMissingError
 
-REFERENCES_MAX = 16
 REFERENCE_ELEMENTS_MAX = 262_144
+REFERENCE_ELEMENTS_MIN = 1024  # what a smaller tensor counts for, so that they stay few
+STREAM_ELEMENTS_MAX = 1_048_576
 NAME = struct.Struct("<II")
 
 Small = npt.NDArray[np.int16]
@@ -45,12 +46,25 @@ class Symbols:
         """Whether both sides remember them; larger ones would fill the memory of a service."""
         return self.values.size <= REFERENCE_ELEMENTS_MAX
 
+    @property
+    def room(self) -> int:
+        """Share of `STREAM_ELEMENTS_MAX` that it takes; 0 when it is not kept."""
+        return _room(self.values.size) if self.may_be_kept else 0
+
+
+def _room(size: int) -> int:
+    return max(size, REFERENCE_ELEMENTS_MIN)
+
 
 class References:
-    """What one side of a stream has decoded lately, by tag; the oldest make room. Thread-safe."""
+    """What one side of a stream has decoded lately, by tag; the oldest make room. Thread-safe.
+
+    `STREAM_ELEMENTS_MAX` coefficients of two bytes are kept at most.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, tuple[int, int, Small]] = OrderedDict()
+        self._room = 0
         self._lock = threading.Lock()
 
     def keep(self, symbols: Symbols) -> None:
@@ -59,10 +73,12 @@ class References:
             return
         tag, small = symbols.tag, symbols.values.astype(np.int16)
         with self._lock:
+            if tag in self._kept:
+                self._room -= _room(self._kept.pop(tag)[2].size)
             self._kept[tag] = symbols.index, symbols.parameter, small
-            self._kept.move_to_end(tag)
-            if len(self._kept) > REFERENCES_MAX:
-                self._kept.popitem(last=False)
+            self._room += symbols.room
+            while self._room > STREAM_ELEMENTS_MAX:
+                self._room -= _room(self._kept.popitem(last=False)[1][2].size)
 
     def find(self, tag: int) -> Symbols:
         """Find what a payload builds on.

@@ -32,7 +32,7 @@ NPY_START = 10
 NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype><[if]8|<f4|<[iu]2|\|u1)',"
     rb" 'fortran_order': (?P<fortran>True|False),"
-    rb" 'shape': \((?P<shape>(?:\d{1,9}, ?)*(?:\d{1,9})?)\), \} *\n",
+    rb" 'shape': \((?P<shape>(?:\d{1,9},(?: \d{1,9})?)?)\), \} *\n",  # no field has three sizes
     re.DOTALL,
 )
 BROKEN_ZIP = (
@@ -41,6 +41,7 @@ BROKEN_ZIP = (
 TABLES_LIMIT_BYTES = 256 * 1024 * 1024
 BLOCK_MAX = 16
 LEVELS_MAX = 8
+WEIGHT_MAX = 2.0**40  # its inverse is the least: what lies beyond decodes to infinities
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +120,7 @@ class FeatureTables:
             or (np.diff(rows) <= 0).any(),
             "a number is not finite": not all(np.isfinite(value).all() for value in numbers),
             "a weight is not positive": (self.gain <= 0).any() or (self.bands <= 0).any(),
+            "a weight is out of range": _beyond(self.gain) or _beyond(self.bands),
             "the block is empty or too large": not (
                 (self.block >= 1).all()
                 and (self.block <= BLOCK_MAX).all()
@@ -177,6 +179,10 @@ def may_be_coded(spec: TensorSpec) -> bool:
     """Whether a tensor's numbers may be rounded; wider integers are addresses or counts."""
     dtype = DTYPES[spec.dtype]
     return dtype.kind == "f" or (dtype.kind in "iu" and dtype.itemsize == 1)
+
+
+def _beyond(weights: FloatArray) -> bool:
+    return bool((weights < 1 / WEIGHT_MAX).any() or (weights > WEIGHT_MAX).any())
 
 
 def _length(value: npt.NDArray[np.generic]) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from splitserve.codec.tables import BLOCK_MAX, FeatureTables
 from splitserve.errors import CodecError
-from splitserve.tensors import Array, FloatArray
+from splitserve.tensors import DTYPES, Array, FloatArray
 
 
 def block_sizes(height: int, width: int) -> tuple[int, int]:
@@ -50,6 +50,23 @@ def from_maps(maps: FloatArray, shape: tuple[int, ...], axis: int) -> FloatArray
         return maps.reshape(shape)
     moved = (shape[0], shape[axis], *(size for i, size in enumerate(shape) if i not in (0, axis)))
     return np.ascontiguousarray(np.moveaxis(maps.reshape(moved), 1, axis))
+
+
+def round_to_dtype(values: FloatArray, dtype: str) -> Array:
+    """Turn decoded values into the tensor's type: integers are rounded, narrow types clipped.
+
+    Args:
+        values: float32.
+        dtype: a float, int8 or uint8.
+    """
+    wanted = DTYPES[dtype]
+    if wanted.kind == "f" and wanted.itemsize >= values.itemsize:
+        return values.astype(wanted, copy=False)
+    if wanted.kind == "f":
+        limit = float(np.finfo(wanted).max)
+        return values.clip(-limit, limit).astype(wanted)
+    limits = np.iinfo(wanted)
+    return np.rint(values).clip(limits.min, limits.max).astype(wanted)
 
 
 class Transform:

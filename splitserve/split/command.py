@@ -28,10 +28,10 @@ class Options(Settings):
     """ONNX file."""
     output: Path = Path("artifact")
     """Folder to write."""
-    cuts: Names = Field(default_factory=list)
+    cuts: Names = Field(default=[])
     """Names of cuts, comma-separated, tensors that cross together joined by `+`; `all` takes every
     single-tensor cut. Left out, the useful ones are found."""
-    shape: Names = Field(default_factory=list)
+    shape: Names = Field(default=[])
     """Sizes of free dimensions, `NAME=Nx3x320x320` for an input; N keeps one free."""
     recipe: Path | None = None
     """recipe.toml with preprocessing and labels; by default what the ONNX file carries."""

@@ -32,7 +32,7 @@ class Options(Settings):
 
     model: CliPositionalArg[Path]
     """ONNX file."""
-    shape: Names = Field(default_factory=list)
+    shape: Names = Field(default=[])
     """Sizes of free dimensions, `NAME=Nx3x320x320` for an input; N keeps one free."""
     frontier: bool = False
     """List the Pareto frontier of multiply-adds on the edge and bytes, cuts of several tensors

@@ -43,7 +43,7 @@ class Options(Settings):
     """ONNX file, or artifact folder."""
     model: Path | None = None
     """The ONNX file that the artifact was made from."""
-    shape: Names = Field(default_factory=list)
+    shape: Names = Field(default=[])
     """Sizes of an ONNX file's free dimensions, `NAME=Nx3x320x320` for an input; N keeps one
     free. An artifact's own sizes are taken from its manifest."""
     frontier: bool = False
@@ -67,7 +67,7 @@ def run(options: Options) -> int:
         _refuse_other_interface(graph, artifact)
         inputs = _inputs(graph, artifact.manifest.preprocess, options)
         steps: Iterable[CutError] = compare_artifact(graph, artifact, inputs)
-        heads = len(artifact.manifest.files) - len(artifact.manifest.segments)
+        heads = sum(cut.fused_head is not None for cut in artifact.manifest.cuts)
         count = len(inputs) * (1 + heads)
     else:
         graph = load_graph(options.target, parse_shapes(options.shape))

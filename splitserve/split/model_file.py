@@ -89,14 +89,23 @@ def _refuse_unreadable(path: Path, tensor: onnx.TensorProto) -> None:
     if not file.is_file():
         raise GraphError(f"{where}, which is missing: keep that file beside the model")
     start, size = info.offset or 0, file.stat().st_size
-    end = start + max(info.length or 0, _least_bytes(tensor))
+    end = start + max(info.length or 0, _least_bytes(path, tensor))
     if end > size:
         raise GraphError(f"{where} up to byte {end}, but it has {size} bytes: it is cut short")
 
 
-def _least_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor's values; 0 for packed and foreign types, which nothing here judges."""
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+def _least_bytes(path: Path, tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's values; 0 for packed types, which nothing here judges.
+
+    Raises:
+        GraphError: a type that ONNX does not have.
+    """
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError:
+        raise GraphError(
+            f"{path}: tensor {tensor.name!r} is of unknown type {tensor.data_type}"
+        ) from None
     is_plain = dtype.name in DTYPES
     return math.prod(tensor.dims) * dtype.itemsize if is_plain else 0
 

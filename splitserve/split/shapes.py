@@ -9,7 +9,11 @@ from splitserve.errors import UsageError
 from splitserve.tensors import TensorSpec
 
 KEPT = frozenset({"N", "n", "?"})
-FORM = "write NAME=1x3x320x320; N or ? keeps a dimension as the model has it"
+SIZE_MAX = (1 << 31) - 1
+FORM = (
+    "write NAME=1x3x320x320; N or ? keeps a dimension as the model has it, sizes are 1 to"
+    f" {SIZE_MAX}"
+)
 
 Sizes = tuple[int | None, ...]
 """One input's sizes; None keeps what the model says."""
@@ -19,19 +23,24 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, Sizes]:
     """Read `NAME=SIZExSIZE...` for each input.
 
     Raises:
-        UsageError: text of another form, or a name given twice.
+        UsageError: text of another form, a size out of range, or a name given twice.
     """
     shapes: dict[str, Sizes] = {}
     for text in texts:
         name, _, sizes = text.rpartition("=")
         words = sizes.split("x")
-        is_good = all(word in KEPT or (word.isdecimal() and int(word) > 0) for word in words)
+        is_good = all(word in KEPT or _is_size(word) for word in words)
         if not name or not is_good:
             raise UsageError(f"--shape {text!r}: {FORM}")
         if name in shapes:
             raise UsageError(f"--shape names {name!r} twice")
         shapes[name] = tuple(None if word in KEPT else int(word) for word in words)
     return shapes
+
+
+def _is_size(word: str) -> bool:
+    is_short = len(word) <= len(str(SIZE_MAX))  # Python refuses to read numbers of any length
+    return word.isdecimal() and is_short and 1 <= int(word) <= SIZE_MAX
 
 
 def fix_shapes(graph: onnx.GraphProto, shapes: Mapping[str, Sizes]) -> None:

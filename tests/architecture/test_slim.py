@@ -9,11 +9,11 @@ import pytest
 
 import splitserve.cli
 
-DEVICE = {"torch", "onnx", "scipy", "fastapi", "uvicorn"}
+DEVICE = {"torch", "onnx", "scipy", "fastapi", "uvicorn", "matplotlib"}
 FLOORS = (
-    "splitserve.artifact", "splitserve.cli", "splitserve.codec", "splitserve.errors",
-    "splitserve.inspect", "splitserve.logs",
-    "splitserve.output", "splitserve.picture", "splitserve.plans", "splitserve.runtime",
+    "splitserve.agreement", "splitserve.artifact", "splitserve.cli", "splitserve.codec",
+    "splitserve.errors", "splitserve.inspect", "splitserve.logs", "splitserve.output",
+    "splitserve.picture", "splitserve.plans", "splitserve.profile", "splitserve.runtime",
     "splitserve.settings", "splitserve.tensors", "splitserve.wire",
 )  # fmt: skip
 
@@ -46,6 +46,23 @@ def test_shared_floor_loads_nothing_heavy(module: str) -> None:
     assert loaded_by(module).isdisjoint(DEVICE)
 
 
+def test_profiling_loads_nothing_heavy(tiny_artifact: Path) -> None:
+    script = (
+        "import json, sys\n"
+        "from splitserve.cli import main\n"
+        "status = main(['profile', sys.argv[1], '--rounds', '1', '--json'])\n"
+        "print(json.dumps([status, *sorted({n.partition('.')[0] for n in sys.modules})]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny_artifact)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    status, *names = json.loads(done.stdout.splitlines()[-1])
+    assert status == 0
+    assert DEVICE.isdisjoint(names)
+    assert "onnxruntime" in names
+
+
 def test_service_loads_nothing_heavy() -> None:
     names = loaded_by("cloud_service.command")
     assert names.isdisjoint({"torch", "onnx", "scipy", "httpx", "edge_agent"})
@@ -65,5 +82,5 @@ def test_no_floor_is_forgotten_here() -> None:
     folder = Path(splitserve.cli.__file__).parent
     rooms = {path.stem for path in folder.iterdir() if path.suffix == ".py"}
     rooms |= {path.parent.name for path in folder.glob("*/__init__.py")}
-    tools = {"__init__", "bench", "calibrate", "completion", "split"}
+    tools = {"__init__", "bench", "calibrate", "completion", "plan", "split"}
     assert {f"splitserve.{name}" for name in rooms - tools} == set(FLOORS)

@@ -23,9 +23,18 @@ from cloud_service.service import Service
 from cloud_service.tail import Tail
 from splitserve.artifact import Artifact, load_artifact
 from splitserve.cli import main
-from splitserve.codec import Codecs, RawCodec, References, StepAnsCodec
+from splitserve.codec import (
+    STREAM_ELEMENTS_MAX,
+    Codecs,
+    RawCodec,
+    References,
+    StepAnsCodec,
+    Symbols,
+)
+from splitserve.codec.symbols import REFERENCE_ELEMENTS_MAX
 from splitserve.errors import (
     CodecError,
+    FrameTooLargeError,
     IntegrityError,
     ReferenceMissingError,
     SplitServeError,
@@ -323,14 +332,42 @@ def test_a_claim_costs_no_more_than_the_tensor_it_claims(
     assert peak < 64 * elements
 
 
+def test_narrow_maps_are_refused_by_the_coefficients_that_they_are_padded_to(
+    calibrated: Artifact, frames: Frames
+) -> None:
+    """A cut whose height and width are free: a peer may ask for rows of one pixel."""
+    whole = frames.pair()[0]
+    first, *rest = calibrated.manifest.cuts
+    batch, channels, *_ = first.egress[0].shape
+    free = first.egress[0].model_copy(update={"shape": (batch, channels, "height", "width")})
+    cuts = (first.model_copy(update={"egress": (free,)}), *rest)
+    manifest = calibrated.manifest.model_copy(update={"cuts": cuts})
+    limit = 1 << 20
+    tail = Tail(
+        dataclasses.replace(calibrated, manifest=manifest), frames._chain, max_elements=limit
+    )
+    shape = (1, int(channels), limit // int(channels) // 2, 1)
+    narrow = with_payload(whole, bytes((WHOLE, 0, 0, 0, 1, 0)), shape)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameTooLargeError, match=f"coefficients .* the limit is {limit}"):
+            tail.answer(narrow)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+    tail.check(with_payload(whole, b"", (1, int(channels), 64, 64)))
+
+
 def test_a_stream_remembers_a_bounded_number_of_frames(frames: Frames, tail_of: Tail) -> None:
     references = References()
-    first, *more = frames.features(20)
+    (first,) = frames.features(1)
     codec = frames.codec()
     known = codec.quantise(first[0])
     tail_of.answer(frames.request(first), references=references)
-    for tensors in more:
-        tail_of.answer(frames.request(tensors), references=references)
+    for value in range(STREAM_ELEMENTS_MAX // REFERENCE_ELEMENTS_MAX):
+        large = np.full((1, 1, 1, REFERENCE_ELEMENTS_MAX), value, np.int32)
+        references.keep(Symbols(0, PARAMETER, large))
     built = with_payload(frames.request(first), codec.pack(known, known))
     with pytest.raises(ReferenceMissingError):
         tail_of.answer(built, references=references)

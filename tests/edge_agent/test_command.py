@@ -1,5 +1,7 @@
 """Which codec an agent takes by itself, and what it refuses before it starts."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,22 @@ def test_the_default_is_the_best_codec_that_the_cut_has(
     for artifact in (plain, calibrated):
         assert default_codec(artifact, "input") == "jpeg"
         assert default_codec(artifact, "output") == "affine-u8"
+
+
+def test_a_calibration_without_rates_leaves_the_default_alone(
+    calibrated_artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = shutil.copytree(calibrated_artifact, tmp_path / "a")
+    fields = json.loads((folder / "manifest.json").read_text())
+    fields["cuts"][0]["calibration"]["rates"] = []
+    (folder / "manifest.json").write_text(json.dumps(fields))
+    artifact = load_artifact(folder)
+    assert default_codec(artifact, artifact.manifest.cuts[0].name) == "affine-u8"
+    assert default_codec(artifact, artifact.manifest.cuts[1].name) == "step-ans"
+    assert main(words(folder, "--codec", "step-ans")) == 2
+    said = capsys.readouterr().err
+    assert "--floors" in said
+    assert "--codec affine-u8" in said
 
 
 def test_step_ans_without_calibration_is_called_wrongly(

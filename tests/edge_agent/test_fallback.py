@@ -85,6 +85,17 @@ def test_the_pause_doubles_with_every_failed_probe_up_to_the_limit(
     assert pauses == pytest.approx(wanted, abs=0.01)
 
 
+def test_a_probe_that_met_silence_has_waited_already(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(6):
+        breaker.failed()
+        pause_s(breaker, clock)
+        clock.now_s += LONGEST_PAUSE_S
+    breaker.failed()
+    assert pause_s(breaker, clock) == pytest.approx(FIRST_PAUSE_S, abs=0.01)
+    breaker.failed()
+    assert pause_s(breaker, clock) == pytest.approx(LONGEST_PAUSE_S, abs=0.01)
+
+
 def test_jitter_stays_within_its_bounds_and_spreads(clock: Clock) -> None:
     pauses = []
     for seed in range(200):

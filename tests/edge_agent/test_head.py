@@ -108,7 +108,7 @@ def test_slowdown_stretches_everything_computed_here(
 
 
 def test_warm_up_says_how_long_finishing_takes(artifact: Artifact, head: Head) -> None:
-    finish_s = head.warm_up(head.plan(INPUT, "raw"))
+    finish_s = head.warm_up([head.plan(INPUT, "raw")])
     assert len(finish_s) == len(artifact.manifest.positions)
     assert finish_s == sorted(finish_s, reverse=True)
     assert finish_s[-1] == 0

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from edge_agent.history import LIFETIME, Coded, History
-from splitserve.codec import REFERENCES_MAX, Symbols
+from edge_agent.history import Coded, History
+from splitserve.codec import STREAM_ELEMENTS_MAX, References, Symbols
 
 POSITION, RATE = 2, 500
+LARGE = STREAM_ELEMENTS_MAX // 8
 
 
 class Link:
@@ -97,9 +100,65 @@ def test_what_is_forgotten_is_not_known(history: History) -> None:
 
 def test_what_the_cloud_may_have_dropped_meanwhile_is_not_known(history: History) -> None:
     history.acknowledge(POSITION, coded(symbols(), number=0), 1)
-    for _ in range(LIFETIME + 1):
-        assert history.begin(POSITION, RATE, 1).references
-    assert not history.begin(POSITION, RATE, 1).references
+    history.begin(POSITION, RATE, LARGE)
+    history.acknowledge(POSITION, coded(symbols(size=LARGE), number=0), 1)
+    for _ in range(4):  # known + 2 x between + own: 1 + 2 x 3 + 1 eighths are there
+        assert history.begin(POSITION, RATE, LARGE).references
+    assert not history.begin(POSITION, RATE, LARGE).references
+
+
+def test_what_is_sent_meanwhile_at_another_cut_counts_too(history: History) -> None:
+    history.begin(POSITION, RATE, LARGE)
+    history.acknowledge(POSITION, coded(symbols(size=LARGE), number=0), 1)
+    history.begin(POSITION + 1, RATE, 3 * LARGE)
+    assert history.begin(POSITION, RATE, LARGE).references
+    assert not history.begin(POSITION, RATE, LARGE).references
+
+
+def test_cuts_of_many_tensors_are_known(history: History) -> None:
+    frame = Coded(tuple(symbols(index, size=20_000) for index in range(9)))
+    history.begin(POSITION, RATE, frame.room)
+    history.acknowledge(POSITION, frame, 1)
+    assert set(history.begin(POSITION, RATE, frame.room).references) == set(range(9))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([(1, 262_144), (4, 131_072), (9, 20_000), (40, 3)]), st.booleans()
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=20)
+def test_what_is_known_is_there_when_frames_arrive_in_order(
+    frames: list[tuple[tuple[int, int], bool]], in_flight: int
+) -> None:
+    history, cloud = History(Link()), References()
+    waiting: list[tuple[int, Coded, set[int]]] = []
+
+    def arrive() -> None:
+        position, sent, tags = waiting.pop(0)
+        for tag in tags:
+            cloud.find(tag)
+        for one in sent.symbols:
+            cloud.keep(one)
+        history.acknowledge(position, sent, 1)
+
+    for turn, ((count, size), elsewhere) in enumerate(frames * 2):
+        position = 10 * count + elsewhere
+        made = tuple(
+            Symbols(index, RATE, np.full((1, 1, 1, size), turn, np.int32)) for index in range(count)
+        )
+        begun = history.begin(position, RATE, sum(one.room for one in made))
+        tags = {one.tag for one in begun.references.values()}
+        waiting.append((position, Coded(made, begun.number), tags))
+        if len(waiting) == in_flight:
+            arrive()
+    while waiting:
+        arrive()
 
 
 def test_features_that_the_cloud_does_not_keep_are_not_known(history: History) -> None:
@@ -108,5 +167,7 @@ def test_features_that_the_cloud_does_not_keep_are_not_known(history: History) -
 
 
 def test_no_more_is_kept_than_the_cloud_keeps(history: History) -> None:
-    history.acknowledge(POSITION, coded(*(symbols(i) for i in range(REFERENCES_MAX + 5))), 1)
-    assert len(known(history)) == REFERENCES_MAX
+    for rate in range(20):
+        history.acknowledge(POSITION, coded(symbols(parameter=rate, size=LARGE)), 1)
+    kept = [rate for rate in range(20) if known(history, parameter=rate)]
+    assert kept == list(range(12, 20))

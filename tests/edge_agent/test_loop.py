@@ -144,6 +144,8 @@ async def test_a_broken_link_makes_the_edge_answer_then_the_cloud_is_left_alone(
         "the cable is cut", "the cloud is away", "the cloud is away",
     ]  # fmt: skip
     assert len(cloud.requests) == 1
+    assert answers[0].bytes_up > 0  # handed to the uplink; the others were not
+    assert [answer.bytes_up for answer in answers[1:]] == [0, 0]
 
 
 async def test_the_cloud_is_asked_again_after_the_pause(
@@ -190,6 +192,8 @@ async def test_a_late_cloud_is_not_waited_for_and_the_edge_answers_in_time(
     artifact: Artifact, head: Head, album: Path
 ) -> None:
     class Silent:
+        connection = None
+
         async def ask(self, frame: bytes, request_id: bytes, timeout_s: float) -> None:
             await asyncio.sleep(timeout_s)
             raise LinkError("no answer")
@@ -488,6 +492,8 @@ async def test_time_for_finishing_here_is_kept_back_under_a_plan_that_never_ran(
     asked = []
 
     class Silent:
+        connection = None
+
         async def ask(self, frame: bytes, request_id: bytes, timeout_s: float) -> None:
             asked.append(timeout_s)
             raise LinkError("no answer")

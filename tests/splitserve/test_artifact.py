@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,97 @@ def test_written_artifact_is_read_back(tmp_path: Path, tiny_artifact: Path) -> N
     assert {path.name for path in written.root.iterdir()} == {"manifest.json", *files}
     for index, segment in enumerate(original.manifest.segments):
         assert written.read_segment(index) == files[segment.file]
+
+
+class Failing(dict[str, bytes]):
+    """Files of which the third cannot be had."""
+
+    def items(self) -> Any:
+        for turn, item in enumerate(super().items()):
+            if turn == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), item[0])
+            yield item
+
+
+def assert_whole(artifact: Artifact) -> None:
+    """What was there before loads and verifies, and nothing else lies beside it."""
+    again = load_artifact(artifact.root)
+    assert again == artifact
+    for one in again.manifest.files:
+        again.read_file(one)
+    names = {one.file for one in again.manifest.files} | {"manifest.json"}
+    assert {path.name for path in again.root.iterdir()} == names
+
+
+def test_a_failure_in_the_middle_leaves_what_was_there(folder: Path) -> None:
+    before = load_artifact(folder)
+    contents = {one.file: before.read_file(one) + bytes(9) for one in before.manifest.files}
+    with pytest.raises(ArtifactError, match=r"cannot write s\d\.onnx: No space left"):
+        write_artifact(folder, before.manifest, Failing(contents))
+    assert_whole(before)
+
+
+FULL_DISK = """
+import pathlib, resource, signal, sys
+from splitserve.artifact import load_artifact, write_artifact
+from splitserve.errors import ArtifactError
+artifact = load_artifact(pathlib.Path(sys.argv[1]))
+manifest = artifact.manifest.model_copy(update={"labels": ("x" * 1_000_000,)})
+files = {one.file: artifact.read_file(one) + bytes(9) for one in manifest.files}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+try:
+    write_artifact(artifact.root, manifest, files)
+except ArtifactError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("s0.onnx", 100), ("manifest.json", 900_000)], ids=["first", "last"]
+)
+def test_a_file_that_does_not_fit_is_named_and_leaves_what_was_there(
+    folder: Path, name: str, limit: int
+) -> None:
+    """A child process may write no file beyond a limit, as on a full disk."""
+    before = load_artifact(folder)
+    words = [sys.executable, "-c", FULL_DISK, str(folder), name, str(limit)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert run.stdout == f"cannot write {folder}/.{name}.part: {os.strerror(errno.EFBIG)}\n"
+    assert_whole(before)
+
+
+def test_what_is_there_already_is_not_written_again(folder: Path) -> None:
+    before = load_artifact(folder)
+    contents = {one.file: before.read_file(one) for one in before.manifest.files}
+    inodes = {name: (folder / name).stat().st_ino for name in contents}
+    manifest = before.manifest.model_copy(update={"labels": ("other",)})
+    write_artifact(folder, manifest, contents)
+    assert {name: (folder / name).stat().st_ino for name in contents} == inodes
+    assert load_artifact(folder).manifest == manifest
+
+
+def test_files_of_the_old_manifest_alone_are_removed(folder: Path) -> None:
+    before = load_artifact(folder)
+    (folder / "notes.txt").write_text("mine")
+    segments = tuple(
+        one.model_copy(update={"file": f"new-{one.file}"}) for one in before.manifest.segments
+    )
+    cuts = tuple(cut.model_copy(update={"fused_head": None}) for cut in before.manifest.cuts)
+    manifest = before.manifest.model_copy(update={"segments": segments, "cuts": cuts})
+    contents = {f"new-{one.file}": before.read_file(one) for one in before.manifest.segments}
+    written = write_artifact(folder, manifest, contents)
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "notes.txt", *contents}
+    for index in range(len(segments)):
+        written.read_segment(index)
+
+
+def test_a_folder_that_cannot_be_made_is_named(folder: Path, tmp_path: Path) -> None:
+    before = load_artifact(folder)
+    (tmp_path / "file").write_bytes(b"")
+    target = tmp_path / "file" / "artifact"
+    with pytest.raises(ArtifactError, match=f"cannot write {target}: Not a directory"):
+        write_artifact(target, before.manifest, {})
 
 
 def test_id_is_the_hash_of_the_manifest(folder: Path) -> None:

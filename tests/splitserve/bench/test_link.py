@@ -133,6 +133,43 @@ def test_settings_change_while_the_link_runs(echo):
         assert time.perf_counter() - started >= 0.1
 
 
+def exchange(client, size):
+    client.sendall(bytes(size))
+    assert len(receive(client, size)) == size
+
+
+def test_a_new_rate_holds_for_bytes_under_way(echo):
+    size = 25_000
+    with (
+        Link(echo, LinkSettings(0.1 * MEGABIT)) as link,
+        socket.create_connection(link.address) as client,
+    ):
+        started = time.perf_counter()
+        threading.Timer(0.2, link.set_rate, (100 * MEGABIT,)).start()
+        exchange(client, size)
+        took = time.perf_counter() - started
+    assert 0.2 <= took < 1.0  # 2 s in either direction at the old rate
+
+
+def test_at_rate_zero_nothing_passes_and_no_connection_breaks(echo):
+    with (
+        Link(echo, LinkSettings(20 * MEGABIT)) as link,
+        socket.create_connection(link.address) as client,
+    ):
+        exchange(client, 1000)
+        link.set_rate(0.0)
+        client.sendall(b"late")
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.recv(4)
+        link.set_rate(1 * MEGABIT)
+        client.settimeout(5)
+        assert receive(client, 4) == b"late"
+        started = time.perf_counter()
+        exchange(client, 12_500)
+        assert time.perf_counter() - started >= 0.1
+
+
 def test_end_of_stream_passes_through(echo):
     with Link(echo, LinkSettings()) as link, socket.create_connection(link.address) as client:
         client.sendall(b"bye")

@@ -12,9 +12,11 @@ import pytest
 from calibrated import moving_pixels
 from onnx import TensorProto, helper
 from PIL import Image
+from rich.progress import Progress, TaskID
 
 from splitserve.artifact import Artifact, load_artifact, write_artifact
-from splitserve.calibrate import model_input, read_inputs
+from splitserve.calibrate import Task, calibrate_artifact, make_judge, model_input, read_inputs
+from splitserve.calibrate.whole import COPIES
 from splitserve.cli import main
 from splitserve.codec import Codecs, StepAnsCodec, read_tables
 from splitserve.runtime import RuntimeOptions, open_chain
@@ -74,8 +76,9 @@ def test_the_manifest_records_how_it_was_found_out(calibrated: Artifact, images:
     inputs = read_inputs(images, calibrated.manifest, 500, 5)
     for position, calibration in enumerate(calibrations(calibrated), 1):
         content = (calibrated.root / calibration.tables.file).read_bytes()
-        assert calibration.tables.file == f"c{position}.npz"
-        assert calibration.tables.sha256 == hashlib.sha256(content).hexdigest()
+        sha256 = hashlib.sha256(content).hexdigest()
+        assert calibration.tables.file == f"c{position}-{sha256[:8]}.npz"
+        assert calibration.tables.sha256 == sha256
         assert calibration.tables.bytes == len(content)
         assert (calibration.fitted_on, calibration.measured_on) == (20, 20)
         assert calibration.inputs_sha256 == inputs.sha256
@@ -138,7 +141,6 @@ def test_an_artifact_is_calibrated_in_place_and_again(
     calibrated: Artifact, images: Path, tmp_path: Path, capsys: Capture
 ):
     root = Path(shutil.copytree(calibrated.root, tmp_path / "tiny"))
-    names = {path.name for path in root.iterdir()}
     name = calibrated.manifest.cuts[0].name
     assert main(words(root, images, "--cuts", name, "--seed", "9", "--json")) == 0
     document = json.loads(capsys.readouterr().out)
@@ -148,7 +150,8 @@ def test_an_artifact_is_calibrated_in_place_and_again(
     assert document["cuts"][0]["calibration"]["seed"] == 9
     seeds = [calibration.seed for calibration in calibrations(again)]
     assert seeds == [9] + [5] * (len(seeds) - 1)
-    assert {path.name for path in root.iterdir()} == names
+    files = {stored.file for stored in again.manifest.files}
+    assert {path.name for path in root.iterdir()} == {"manifest.json", *files}
     Codecs(again)
 
 
@@ -192,6 +195,114 @@ def test_outputs_may_be_judged_by_their_error(
     calibration = load_artifact(tmp_path).manifest.cuts[0].calibration
     assert (calibration.agreement_is, calibration.tolerance) == ("error", 0.1)
     assert calibration.rates
+
+
+# What is said of it
+
+
+def test_the_manifest_names_the_inputs(calibrated: Artifact, images: Path):
+    names = calibrated.manifest.calibrated_on
+    want = {hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in images.glob("*.png")}
+    assert list(names) == sorted(want)
+
+
+def test_inputs_of_cuts_that_stay_are_named_beside_the_new_ones(
+    calibrated: Artifact, images: Path, tmp_path: Path
+):
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for path in images.glob("*.png"):
+        (folder / path.name).write_bytes(path.read_bytes() + b"end")
+    old, first = set(calibrated.manifest.calibrated_on), calibrated.manifest.cuts[0].name
+    target = str(tmp_path / "out")
+    assert main(words(calibrated.root, folder, "-o", target, "--cuts", first)) == 0
+    assert set(load_artifact(Path(target)).manifest.calibrated_on) > old
+    assert main(words(calibrated.root, folder, "-o", target)) == 0
+    assert not old.intersection(load_artifact(Path(target)).manifest.calibrated_on)
+
+
+def test_too_many_inputs_to_name_are_refused(
+    calibrated: Artifact, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+):
+    monkeypatch.setattr("splitserve.calibrate.whole.CALIBRATED_ON_MAX", PICTURES - 1)
+    assert main(words(calibrated.root, images)) == 2
+    assert "40 calibration inputs, where an artifact may name 39" in capsys.readouterr().err
+
+
+def test_few_inputs_are_warned_of(
+    tiny_artifact: Path, images: Path, tmp_path: Path, capsys: Capture
+):
+    """Twenty measure: at 99 and 98 not one answer may differ, at 95 one may."""
+    name = load_artifact(tiny_artifact).manifest.cuts[0].name
+    flags = ["-o", str(tmp_path), "--cuts", name, "--floors", "100,99,98,95", "--json"]
+    main(["calibrate", str(tiny_artifact), "--images", str(images), *flags])
+    err = capsys.readouterr().err
+    assert "floor 99: 20 inputs measure it" in err
+    assert "at least 200 inputs" in err
+    assert "at least 100 inputs" in err
+    assert "floor 95" not in err
+    assert "floor 100" not in err
+    assert "agreement: the same best class of logits (10 scores)" in err
+
+
+def test_floors_that_no_step_keeps_exit_3_and_are_named(
+    tiny_artifact: Path, images: Path, tmp_path: Path, capsys: Capture
+):
+    name = load_artifact(tiny_artifact).manifest.cuts[0].name
+    more = ["--agreement", "error", "--tolerance", "1e-12", "--cuts", name, "-o", str(tmp_path)]
+    assert main(words(tiny_artifact, images, *more)) == 3
+    out, err = capsys.readouterr()
+    assert f"{name}: even the finest step misses the floors 95, 80" in err
+    assert "agreement: logits within a relative error of 1e-12" in err
+    assert "none kept" in out
+    assert load_artifact(tmp_path).manifest.cuts[0].calibration.rates == ()
+
+
+def test_large_features_use_fewer_inputs_and_say_so(
+    tiny_artifact: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+):  # fmt: skip
+    cut = load_artifact(tiny_artifact).manifest.cuts[0]
+    weight = COPIES * sum(spec.raw_bytes() for spec in cut.egress) + 2 * 40
+    monkeypatch.setattr("splitserve.calibrate.whole.MEMORY_BYTES", 15 * weight)
+    assert main(words(tiny_artifact, images, "--cuts", cut.name, "-o", str(tmp_path))) == 0
+    calibration = load_artifact(tmp_path).manifest.cuts[0].calibration
+    assert (calibration.fitted_on, calibration.measured_on) == (15, 15)
+    want = f"{cut.name}: its features are large, so 15 inputs were fitted to and 15 measured, of 40"
+    assert want in capsys.readouterr().err
+
+
+def test_a_cut_named_twice_is_calibrated_once(
+    tiny_artifact: Path, images: Path, tmp_path: Path, capsys: Capture
+):
+    name = load_artifact(tiny_artifact).manifest.cuts[-1].name
+    more = ["--cuts", f"{name},{name}", "-o", str(tmp_path), "--json"]
+    assert main(words(tiny_artifact, images, *more)) == 0
+    assert [cut["name"] for cut in json.loads(capsys.readouterr().out)["cuts"]] == [name]
+
+
+def test_progress_knows_how_much_there_is(tiny_artifact: Path, images: Path, tmp_path: Path):
+    artifact = load_artifact(tiny_artifact)
+    totals: list[float] = []
+
+    class Watched(Progress):
+        def update(self, task_id: TaskID, **change: Any) -> None:
+            totals.append(change["total"])
+            assert self.tasks[task_id].completed <= change["total"]
+            super().update(task_id, **change)
+
+    progress = Watched(disable=True)
+    inputs = read_inputs(images, artifact.manifest, 500, 0)
+    task = Task([1], FLOORS, make_judge(artifact.manifest.outputs, None, 0.05), threads=1)
+    calibrate_artifact(artifact, inputs, task, tmp_path, progress)
+    announced, done = totals
+    assert announced >= done == progress.tasks[0].completed
+    assert progress.finished
+
+
+def test_the_help_shows_no_machinery(capsys: Capture):
+    assert main(["calibrate", "--help"]) == 0
+    assert "factory" not in capsys.readouterr().out
 
 
 # Other models

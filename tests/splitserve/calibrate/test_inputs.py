@@ -176,3 +176,40 @@ def test_tensors_of_another_name_or_shape_are_refused(tmp_path: Path, plain: Man
     np.savez(tmp_path / "05.npz", image=np.ones((1, 3, 32, 31), np.float32))
     with pytest.raises(UsageError, match=r"05\.npz: image: shape \[1, 3, 32, 31\] where"):
         read_inputs(tmp_path, plain, 500, 0)
+
+
+def test_every_file_has_its_own_name(folder: Path, manifest: Manifest):
+    inputs = read_inputs(folder, manifest, 500, 3)
+    want = [
+        hashlib.sha256((folder / f"{grey:02}.png").read_bytes()).hexdigest()[:16]
+        for grey in greys(inputs.pixels)
+    ]
+    assert inputs.names == want
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_file_holds_one_input(tmp_path: Path, plain: Manifest, rows: int):
+    write_tensors(tmp_path, COUNT)
+    np.savez(tmp_path / "05.npz", image=np.ones((rows, 3, 32, 32), np.float32))
+    with pytest.raises(UsageError, match=r"05\.npz: .*image"):
+        read_inputs(tmp_path, plain, 500, 0)
+
+
+def test_a_batch_that_the_model_fixes_is_taken(tmp_path: Path, plain: Manifest):
+    (image,) = plain.inputs
+    fixed = image.model_copy(update={"shape": (2, 3, 32, 32)})
+    write_tensors(tmp_path, COUNT, image=np.ones((2, 3, 32, 32), np.float32))
+    manifest = plain.model_copy(update={"inputs": (fixed,)})
+    assert read_inputs(tmp_path, manifest, 500, 0).tensors[0]["image"].shape == (2, 3, 32, 32)
+
+
+def test_inputs_of_several_sizes_are_refused(tmp_path: Path, plain: Manifest):
+    (image,) = plain.inputs
+    free = image.model_copy(update={"shape": ("batch", 3, "height", "width")})
+    write_tensors(tmp_path, COUNT)
+    np.savez(tmp_path / "05.npz", image=np.ones((1, 3, 32, 48), np.float32))
+    manifest = plain.model_copy(update={"inputs": (free,)})
+    with pytest.raises(UsageError, match=r"1x3x32x\d+ in .*npz and 1x3x32x\d+ in .*npz") as caught:
+        read_inputs(tmp_path, manifest, 500, 0)
+    assert "05.npz" in str(caught.value)
+    assert "split --shape" in str(caught.value)

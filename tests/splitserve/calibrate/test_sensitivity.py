@@ -14,6 +14,7 @@ from splitserve.calibrate.sensitivity import (
     CHANNELS_ALONE,
     LARGEST_WEIGHT,
     balance,
+    count_groups,
     group_bands,
     group_channels,
     measure_weights,
@@ -91,7 +92,7 @@ def test_a_tick_is_heard_for_every_group():
         np.random.default_rng(0),
         lambda: ticks.append(1),
     )
-    assert len(ticks) == 5 + group_bands((8, 8)).max() + 1
+    assert len(ticks) == count_groups(PLAIN) == 5 + group_bands((8, 8)).max() + 1
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -99,6 +100,37 @@ def test_the_same_seed_gives_the_same_weights():
     first, second = (measure(felt) for _ in range(2))
     np.testing.assert_array_equal(first[0].gain, second[0].gain)
     np.testing.assert_array_equal(first[0].bands, second[0].bands)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, -np.inf])
+def test_answers_that_are_not_finite_do_not_count(bad: float):
+    def divergence(index: int, moved: Array) -> float:
+        change = float(np.square(moved - FEATURES[index : index + 1], dtype=float).sum())
+        return bad if index % 3 == 0 else change
+
+    weights, felt = measure_weights(
+        list(FEATURES[:, None]), PLAIN, divergence, np.random.default_rng(0), lambda: None
+    )
+    np.testing.assert_allclose(weights.gain, 1, atol=0.01)
+    np.testing.assert_allclose(weights.bands, 1, atol=0.01)
+    assert felt == pytest.approx(1, abs=0.01)
+
+
+def test_without_any_finite_answer_weights_are_even():
+    weights, felt = measure_weights(
+        list(FEATURES[:, None]), PLAIN, lambda *_: np.nan, np.random.default_rng(0), lambda: None
+    )
+    np.testing.assert_array_equal(weights.gain, 1)
+    np.testing.assert_array_equal(weights.bands, 1)
+    assert np.isnan(felt)
+
+
+def test_a_tensor_whose_sensitivity_is_not_known_gets_the_others_weight():
+    weights = [Weights(np.ones(3, np.float32), np.ones(4, np.float32)) for _ in range(3)]
+    for each in balance(weights, [2.0, np.nan, 2.0]):
+        np.testing.assert_array_equal(each.gain, 1)
+    for each in balance(weights, [np.nan] * 3):
+        np.testing.assert_array_equal(each.gain, 1)
 
 
 @given(st.integers(1, 2000))

@@ -1,6 +1,8 @@
 """The codecs of one artifact: by name and quality for the sender, by number for the receiver."""
 
+import gc
 import shutil
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from calibrated import PARAMETERS
 
 from splitserve.artifact import Artifact, Rate, load_artifact, write_artifact
 from splitserve.codec import CODECS, Codecs, StepAnsCodec
+from splitserve.codec.choice import CACHED_CODECS
 from splitserve.errors import CodecError, IntegrityError, UsageError
 
 
@@ -93,6 +96,18 @@ def test_an_unknown_name_is_a_wrong_call(codecs: Codecs):
         codecs.encoder("gzip", 1)
 
 
+def test_a_calibration_that_reached_no_floor_names_the_ways_out(artifact: Artifact, tmp_path: Path):
+    bare = Codecs(with_rates(artifact, tmp_path, []))
+    for quality in (None, 1, 99):
+        with pytest.raises(UsageError) as refusal:
+            bare.encoder("step-ans", 1, quality)
+        said = str(refusal.value)
+        assert artifact.manifest.cuts[0].name in said
+        assert f"splitserve calibrate {tmp_path} --images DIR --floors" in said
+        assert "--codec affine-u8" in said
+    assert bare.decoder(5, 1, 500).name == "step-ans"
+
+
 # Receiver
 
 
@@ -107,6 +122,25 @@ def test_the_frame_names_the_step(codecs: Codecs, parameter: int):
 def test_a_step_that_there_is_not_is_refused(codecs: Codecs, parameter: int):
     with pytest.raises(CodecError, match=f"step code {parameter} is not 0 to 1023"):
         codecs.decoder(5, 1, parameter)
+
+
+def test_only_a_few_rates_are_kept(codecs: Codecs):
+    """A peer names the rate of every frame, and each keeps a table for every coefficient."""
+    first = codecs.decoder(5, 1, 0)
+    assert codecs.decoder(5, 1, 0) is first
+    gc.disable()  # what makes room is freed at once
+    tracemalloc.start()
+    try:
+        for parameter in range(CACHED_CODECS, 1024, 8):
+            codec = codecs.decoder(5, 1, parameter)
+            assert isinstance(codec, StepAnsCodec)
+            codec.quantise(np.zeros((1, 8, 128, 128), np.float32))
+        now, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert now < 20 * 8 * 8 * 128 * 128
+    assert codecs.decoder(5, 1, 0) is not first
 
 
 @pytest.mark.parametrize("number", [0, 6, 7, 255])

@@ -8,7 +8,7 @@ from features import correlated, moving_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitserve.codec.predict import Predictor
+from splitserve.codec.predict import TRIED, Predictor
 from splitserve.codec.rans import SHIFT_MAX
 from splitserve.codec.tables import (
     CLASSES,
@@ -97,6 +97,22 @@ def test_after_a_known_frame_the_tables_are_never_wider_than_alone():
         ]
         assert (widths[0] <= widths[1]).all()
         assert len(after.mean) == len(after.sign) == len(alone.places)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3, 64), (1, 5, 40, 64), (3, 5, 20, 64)])
+def test_the_first_coefficients_are_predicted_as_all_of_them_are(shape: tuple[int, ...]):
+    predictor = Predictor(TABLES, 430)
+    values = np.random.default_rng(0).integers(-90, 91, shape).astype(np.int32)
+    for level in (1, 2):
+        first, whole = predictor.first_after(values, level), predictor.after(values, level)
+        count = min(TRIED, len(whole.mean))
+        for got, want in (
+            (first.mean, whole.mean),
+            (first.sign, whole.sign),
+            (first.model.tables, whole.model.tables),
+            (first.model.shifts, whole.model.shifts),
+        ):
+            np.testing.assert_array_equal(got, want[:count])
 
 
 def test_a_batch_is_not_remembered():

@@ -1,5 +1,6 @@
 """`step-ans` from outside: what comes back, how far off it is, and what hostile payloads do."""
 
+import contextlib
 import random
 import struct
 import time
@@ -554,6 +555,51 @@ def test_memory_goes_by_the_batch_that_is_claimed_and_is_given_back():
         tracemalloc.stop()
     assert peak < 80 * batch * 5 * 64
     assert now < 100_000
+
+
+def test_what_decoding_allocates_is_counted_before():
+    other = tables_for(correlated((200, 9), 0, 1))
+    codec = StepAnsCodec([TABLES, None, other], PARAMETER)
+    assert codec.elements(SHAPE) == 5 * 8 * 8
+    assert codec.elements((3, 5, 9, 1)) == 3 * 5 * 2 * 64
+    assert codec.elements((1, 5, 1 << 31, 1 << 31)) == 5 << 62
+    assert codec.elements((7, 2), 1) == 14
+    assert codec.elements((4, 9), 2) == 36
+    with pytest.raises(CodecError, match="do not fit"):
+        codec.elements((1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("level", [1, 9, 255])
+def test_a_stored_payload_has_no_motion_level(level: int):
+    codec = StepAnsCodec([None], PARAMETER)
+    payload = codec.encode(TENSOR)
+    with pytest.raises(CodecError, match=f"stored step-ans payload of motion level {level}"):
+        codec.decode(memoryview(bytes([payload[0], level]) + payload[2:]), SHAPE, "float32")
+
+
+def test_one_rate_keeps_little_whatever_motion_levels_a_peer_asks_for():
+    tables = moving_tables(correlated((4, 8, 32, 32)))
+    tables = replace(
+        tables, pulls=np.repeat(tables.pulls, 4, 0), drifts=np.repeat(tables.drifts, 4, 0)
+    )
+    shape = (1, 8, 128, 128)
+    codec = StepAnsCodec([tables], STEP_ZERO - 16)
+    tensor = correlated(shape, 3)
+    known, references = codec.quantise(tensor), References()
+    references.keep(known)
+    packed = codec.pack(known, known)
+    assert packed[1] > 0
+    codec = StepAnsCodec([tables], STEP_ZERO - 16)
+    tracemalloc.start()
+    try:
+        for level in range(1, len(tables.pulls) + 1):
+            payload = packed[:1] + bytes([level]) + packed[2:]
+            with contextlib.suppress(CodecError):
+                codec.decode(memoryview(payload), shape, "float32", references=references)
+        now, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert now < 24 * known.values.size
 
 
 def test_the_transform_meets_every_coefficient_it_is_told():

@@ -1,15 +1,18 @@
 """What both sides of a stream remember: found by hash, few, small, and safe to share."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitserve.codec import REFERENCES_MAX, References, Symbols
-from splitserve.codec.symbols import REFERENCE_ELEMENTS_MAX
+from splitserve.codec import STREAM_ELEMENTS_MAX, References, Symbols
+from splitserve.codec.symbols import REFERENCE_ELEMENTS_MAX, REFERENCE_ELEMENTS_MIN
 from splitserve.errors import CodecError, ReferenceMissingError
+
+LARGE = STREAM_ELEMENTS_MAX // 8
 
 
 def symbols(seed: int = 0, size: int = 12, index: int = 0, parameter: int = 500) -> Symbols:
@@ -60,7 +63,7 @@ def test_what_is_not_known_is_missing():
 
 
 def test_the_oldest_makes_room():
-    references, all_kept = References(), [symbols(seed) for seed in range(REFERENCES_MAX + 1)]
+    references, all_kept = References(), [symbols(seed, LARGE) for seed in range(9)]
     for kept in all_kept:
         references.keep(kept)
     with pytest.raises(ReferenceMissingError):
@@ -70,18 +73,61 @@ def test_the_oldest_makes_room():
 
 
 def test_what_is_built_on_stays():
-    references, first = References(), symbols(0)
+    references, first = References(), symbols(0, LARGE)
     references.keep(first)
-    for seed in range(1, 3 * REFERENCES_MAX):
-        references.keep(symbols(seed))
+    for seed in range(1, 24):
+        references.keep(symbols(seed, LARGE))
         assert_same(references.find(first.tag), first)
 
 
 def test_what_is_kept_again_is_the_youngest():
-    references, first = References(), symbols(0)
-    for seed in range(2 * REFERENCES_MAX):
-        references.keep(first if seed % 4 == 0 else symbols(seed))
+    references, first = References(), symbols(0, LARGE)
+    for seed in range(16):
+        references.keep(first if seed % 4 == 0 else symbols(seed, LARGE))
     assert references.find(first.tag).tag == first.tag
+
+
+def test_what_is_kept_again_takes_its_room_once():
+    references, first, other = References(), symbols(0, LARGE), symbols(1, LARGE)
+    references.keep(other)
+    for _ in range(20):
+        references.keep(first)
+    assert_same(references.find(other.tag), other)
+
+
+def test_a_stream_of_many_tensors_keeps_its_last_frames():
+    references = References()
+    frames = [[symbols(20 * turn + at, 5000, at) for at in range(9)] for turn in range(4)]
+    for frame in frames:
+        for each in frame:
+            references.keep(each)
+    for frame in frames:
+        for each in frame:
+            assert_same(references.find(each.tag), each)
+
+
+def test_tiny_tensors_stay_few():
+    references, count = References(), STREAM_ELEMENTS_MAX // REFERENCE_ELEMENTS_MIN
+    tags = []
+    for value in range(count + 1):
+        each = Symbols(0, value % 1024, np.full((1, 1, 1, 2), value // 1024, np.int32))
+        tags.append(each.tag)
+        references.keep(each)
+    assert references.find(tags[1])
+    with pytest.raises(ReferenceMissingError):
+        references.find(tags[0])
+
+
+def test_a_stream_takes_two_bytes_a_coefficient_and_no_more():
+    references = References()
+    tracemalloc.start()
+    try:
+        for seed in range(12):
+            references.keep(symbols(seed, REFERENCE_ELEMENTS_MAX))
+        now, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert now < 2 * STREAM_ELEMENTS_MAX + 100_000
 
 
 def test_what_is_kept_does_not_change_with_the_sender():

@@ -162,6 +162,10 @@ def changed(name: str, at: Any, value: Any) -> FeatureTables:
         (changed("bias", (0, 0), -np.inf), "finite"),
         (changed("gain", 1, 0), "not positive"),
         (changed("bands", 1, -1), "not positive"),
+        (changed("gain", 1, 1e-40), "weight is out of range"),
+        (changed("gain", 0, 2.0**41), "weight is out of range"),
+        (changed("bands", 3, 2.0**-41), "weight is out of range"),
+        (changed("bands", 3, 3e38), "weight is out of range"),
         (changed("block", 0, 0), "block"),
         (changed("block", slice(None), (4, 4)), "block"),
         (changed("block", slice(None), (-8, -8)), "block"),
@@ -282,6 +286,23 @@ def test_an_array_that_claims_another_size_is_refused_before_it_is_allocated(sha
 )
 def test_an_array_header_that_numpy_would_not_write_is_refused(header: str):
     refuse(with_file("0.basis.npy", npy(TABLES.basis, header)))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        f"({'1, ' * 65})",
+        f"({', '.join(['1'] * 65)})",
+        "(0, 999999999, 999999999, 999999999, 999999999)",
+        "(5, 5, 1)",
+        "(25, 1, )",
+        "(0, 5, 0)",
+    ],
+)
+def test_an_array_of_more_sizes_than_any_field_has_is_refused(shape: str):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    values = np.zeros(0 if "0" in shape else 1, np.float32)
+    refuse(with_file("0.basis.npy", npy(values, header)), "0.basis.npy is not an array")
 
 
 def test_a_pickle_is_refused():

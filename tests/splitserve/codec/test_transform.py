@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitserve.calibrate.fit import MIX_CHANNELS_MAX, plain_tables
-from splitserve.codec import Transform
+from splitserve.codec import Transform, round_to_dtype
 from splitserve.codec.tables import BLOCK_MAX
 from splitserve.codec.transform import block_sizes, cosine_matrix, from_maps, to_maps
 from splitserve.errors import CodecError
@@ -86,6 +86,22 @@ def test_the_cosine_matrix_is_orthonormal(size: int):
     matrix = cosine_matrix(size)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-13)
     assert (matrix[0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "want"),
+    [
+        ("uint8", [0, 0, 2, 255]),
+        ("int8", [-128, 0, 2, 127]),
+        ("float16", [-65504, 0.25, 1.5, 65504]),
+        ("float32", [-1e9, 0.25, 1.5, 1e9]),
+        ("float64", [-1e9, 0.25, 1.5, 1e9]),
+    ],
+)
+def test_decoded_values_are_rounded_and_clipped_to_their_type(dtype: str, want: list[float]):
+    got = round_to_dtype(np.array([-1e9, 0.25, 1.5, 1e9], np.float32), dtype)
+    assert got.dtype == dtype
+    assert got.tolist() == want
 
 
 def test_the_cosine_matrix_is_that_of_the_textbook():

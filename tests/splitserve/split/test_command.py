@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -183,6 +184,20 @@ def test_verify_of_an_artifact_prints_what_it_compared(
     out, err = capsys.readouterr()
     assert "equal bit for bit" in out
     assert "random inputs, seed 0" in err
+
+
+def test_verify_of_a_calibrated_artifact_counts_what_it_compares(
+    calibrated_artifact: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    totals: list[int] = []
+
+    def count(steps: Iterable[object], _: str, total: int, **__: object) -> Iterable[object]:
+        totals.append(total)
+        return steps
+
+    monkeypatch.setattr("splitserve.split.command_verify.track", count)
+    assert main(["verify", str(calibrated_artifact), "--model", str(tiny_model), "--json"]) == 0
+    assert totals == [json.loads(capsys.readouterr().out)["compared"]]
 
 
 def test_verify_says_no_when_the_artifact_is_of_other_weights(

@@ -128,6 +128,15 @@ def test_senseless_numbers_are_refused(outside: Path, key: str, value: str) -> N
         load_graph(outside)
 
 
+@pytest.mark.parametrize("kind", [0, 99])
+def test_weights_of_unknown_type_are_refused(outside: Path, kind: int) -> None:
+    model = onnx.load(outside, load_external_data=False)
+    model.graph.initializer[0].data_type = kind
+    outside.write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match=rf"tensor 'stem\.conv\.weight' is of unknown type {kind}"):
+        load_graph(outside)
+
+
 def test_weights_written_beside_a_model_are_its_own(tmp_path: Path) -> None:
     model = tiny_net()
     before = model.SerializeToString()

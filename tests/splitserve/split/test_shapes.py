@@ -33,6 +33,7 @@ def free(tmp_path: Path) -> Path:
         ("image=Nx3x8x8", (None, 3, 8, 8)),
         ("image=?x3xnx8", (None, 3, None, 8)),
         ("image=7", (7,)),
+        ("image=2147483647", (2147483647,)),
     ],
 )
 def test_shape_is_read(text: str, sizes: tuple[int | None, ...]) -> None:
@@ -41,8 +42,11 @@ def test_shape_is_read(text: str, sizes: tuple[int | None, ...]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["image", "image=", "=1x3", "image=1x", "image=0x3", "image=-1x3", "image=1xAx3", "a=1,5"],
-)
+    [
+        "image", "image=", "=1x3", "image=1x", "image=0x3", "image=-1x3", "image=1xAx3", "a=1,5",
+        "x=1x3x99999999999999999999x32", "x=2147483648", f"x={'9' * 5000}",
+    ],
+)  # fmt: skip
 def test_shape_of_another_form_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match=r"write NAME=1x3x320x320; N or \? keeps a dimension"):
         parse_shapes([text])

@@ -1,12 +1,15 @@
 """Judging answers: the interval, the best class, the error, and how far answers are apart."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from splitserve.calibrate.agreement import Judge, best_class, estimate, make_judge
+from splitserve.agreement import Judge, best_class, estimate, judge_of, make_judge
+from splitserve.artifact import load_artifact
 from splitserve.errors import UsageError
 from splitserve.tensors import Array, TensorSpec
 
@@ -44,6 +47,42 @@ def test_argmax_agrees_when_the_best_class_is_the_same():
     assert ARGMAX.agrees(answer(0, 5, 1), answer(-9, 2, 1.9))
     assert not ARGMAX.agrees(answer(0, 5, 6), answer(0, 6, 5))
     assert best_class(np.array([[[[1.0]], [[3.0]], [[2.0]]]])) == 1
+
+
+def test_argmax_agrees_when_every_row_does():
+    wanted = {"logits": np.array([[0.0, 5, 1], [7, 0, 0]], np.float32)}
+    got = {"logits": np.array([[0.0, 5, 1], [0, 4, 0]], np.float32)}
+    assert not ARGMAX.agrees(got, wanted)
+    # of all six scores the largest stays where it is, and that says nothing about the first row
+    assert not ARGMAX.agrees({"logits": np.array([[6.0, 5, 1], [7, 0, 0]])}, wanted)
+    assert ARGMAX.agrees({"logits": np.array([[0.0, 9, 1], [7, 0, 0]])}, wanted)
+
+
+def test_the_divergence_is_the_mean_over_the_rows():
+    wanted, got = np.array([[0.7, 0.3], [3.0, 1.0]]), np.array([[0.5, 0.5], [-1.0, 1.0]])
+    rows = [ARGMAX.divergence(answer(*a), answer(*b)) for a, b in zip(got, wanted, strict=True)]
+    both = ARGMAX.divergence({"logits": got}, {"logits": wanted})
+    assert both == pytest.approx(np.mean(rows), rel=1e-5)
+
+
+@pytest.mark.parametrize("judge", [ARGMAX, ERROR])
+def test_scores_that_are_not_finite_make_a_divergence_that_is_not(judge: Judge):
+    assert not np.isfinite(judge.divergence(answer(np.inf, 1, np.nan), answer(1, 2, 3)))
+
+
+def test_a_cut_is_judged_as_it_was_calibrated(calibrated_artifact: Path):
+    manifest = load_artifact(calibrated_artifact).manifest
+    assert judge_of(manifest).kind == judge_of(manifest, 1).kind == "argmax"
+    first, *rest = manifest.cuts
+    assert first.calibration is not None
+    by_error = first.calibration.model_copy(update={"agreement_is": "error", "tolerance": 0.2})
+    mixed = manifest.model_copy(
+        update={"cuts": (*rest, first.model_copy(update={"calibration": by_error}))}
+    )
+    assert judge_of(mixed, len(mixed.cuts)).tolerance == 0.2
+    assert judge_of(mixed, 1).kind == judge_of(mixed).kind == "argmax"
+    plain = manifest.model_copy(update={"cuts": ()})
+    assert judge_of(plain).kind == "argmax"
 
 
 @pytest.mark.parametrize(("factor", "is_good"), [(1.0, True), (1.049, True), (1.051, False)])

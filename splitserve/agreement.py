@@ -8,13 +8,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from splitserve.artifact import Estimate
+from splitserve.artifact import Estimate, Manifest
 from splitserve.errors import UsageError
 from splitserve.tensors import Array, Tensors, TensorSpec
 
 Kind = Literal["argmax", "error"]
 Doubles = npt.NDArray[np.float64]
 NORMAL_975 = 1.959964
+TOLERANCE = 0.05  # of outputs that are no class scores, where no calibration says another
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,8 @@ class Judge:
 
     Args:
         outputs: names of the model's outputs; the first holds the class scores.
-        kind: `argmax` agrees when the best class is the same, `error` when the outputs' root mean
-            square error over their root mean square is within `tolerance`.
+        kind: `argmax` agrees when the best class of every row is the same, `error` when the
+            outputs' root mean square error over their root mean square is within `tolerance`.
         tolerance: for `error`.
     """
 
@@ -35,19 +36,25 @@ class Judge:
     def agrees(self, got: Tensors, wanted: Tensors) -> bool:
         """Whether an answer is as good as the unsplit model's."""
         if self.kind == "argmax":
-            return best_class(got[self.outputs[0]]) == best_class(wanted[self.outputs[0]])
+            name = self.outputs[0]
+            return np.array_equal(best_classes(got[name]), best_classes(wanted[name]))
         return self._relative_error(got, wanted) <= self.tolerance
 
     def divergence(self, got: Tensors, wanted: Tensors) -> float:
-        """How much an answer differs, smoothly: Kullback-Leibler in nats, or squared error."""
+        """How much an answer differs, smoothly: Kullback-Leibler in nats, or squared error.
+
+        Kullback-Leibler is the mean over the rows; it is not finite where scores are not.
+        """
         if self.kind == "error":
             return self._relative_error(got, wanted) ** 2
         name = self.outputs[0]
-        truth, guess = _log_shares(wanted[name]), _log_shares(got[name])
-        return float((np.exp(truth) * (truth - guess)).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            truth, guess = _log_shares(wanted[name]), _log_shares(got[name])
+            return float((np.exp(truth) * (truth - guess)).sum() / len(truth))
 
     def _relative_error(self, got: Tensors, wanted: Tensors) -> float:
-        error = sum(_square(got[name] - wanted[name].astype(float)) for name in self.outputs)
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = sum(_square(got[name] - wanted[name].astype(float)) for name in self.outputs)
         return math.sqrt(error / max(sum(_square(wanted[name]) for name in self.outputs), 1e-30))
 
 
@@ -68,9 +75,28 @@ def make_judge(outputs: Sequence[TensorSpec], kind: Kind | None, tolerance: floa
     return Judge(names, kind or ("argmax" if is_row else "error"), tolerance)
 
 
+def judge_of(manifest: Manifest, position: int = 0) -> Judge:
+    """Judge answers as the calibration of a cut did, else as that of another, else by the outputs.
+
+    Raises:
+        UsageError: a calibration by class scores of a model without them.
+    """
+    own = manifest.cuts[position - 1 : position] if position else ()
+    for cut in (*own, *manifest.cuts):
+        if cut.calibration:
+            kind, tolerance = cut.calibration.agreement_is, cut.calibration.tolerance
+            return make_judge(manifest.outputs, kind, tolerance or TOLERANCE)
+    return make_judge(manifest.outputs, None, TOLERANCE)
+
+
 def best_class(scores: Array) -> int:
     """Index of the best class of one answer."""
     return int(scores.reshape(-1).argmax())
+
+
+def best_classes(scores: Array) -> npt.NDArray[np.intp]:
+    """Index of the best class of every row of scores."""
+    return np.asarray(scores.argmax(axis=-1))
 
 
 def estimate(hits: Sequence[bool]) -> Estimate:
@@ -84,12 +110,13 @@ def estimate(hits: Sequence[bool]) -> Estimate:
 
 
 def _log_shares(scores: Array) -> Doubles:
-    """Logarithms of class probabilities, from logits or from probabilities."""
-    row = scores.reshape(-1).astype(np.float64)
-    if row.min() >= 0 and abs(row.sum() - 1) < 1e-3:
-        return np.asarray(np.log(np.maximum(row, 1e-12)))
-    shifted = row - row.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+    """Logarithms of class probabilities of each row, from logits or from probabilities."""
+    rows = scores.reshape(-1, scores.shape[-1]).astype(np.float64)
+    sums = rows.sum(axis=1, keepdims=True)
+    is_share = (rows.min(axis=1, keepdims=True) >= 0) & (np.abs(sums - 1) < 1e-3)
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    of_logits = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.where(is_share, np.log(np.maximum(rows, 1e-12)), of_logits)
 
 
 def _square(values: Array) -> float:
