@@ -1,0 +1,192 @@
+"""`splitserve agent --plan` as a process: a link that changes, a cloud that dies."""
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud_service.tail import Tail
+from edge_agent.head import Head
+from splitserve.artifact import load_artifact
+from splitserve.bench.link import Link, LinkSettings
+from splitserve.bench.trace import Change, play
+from splitserve.plans import PlanFile, PlanOption
+from splitserve.runtime import RuntimeOptions, open_chain
+from splitserve.wire import Request, encode_frame
+
+SLOWDOWN = 10.0
+PERIOD_S = 0.2
+DEADLINE_S = 2.0
+DELAY_S = 0.005
+ROUNDS = 5
+LABELS = {"coffee.png": "espresso", "camera.png": "tripod"}
+WAYS = (("output", "raw", None), ("input", "jpeg", 95.0), ("block11", "affine-u8", None))
+
+Line = dict[str, Any]
+Start = Callable[..., Any]
+
+
+def measure(head: Head, tail: Tail, way: tuple[str, str, float | None], picture: bytes) -> Any:
+    """Profile one way to run the model, a small stand-in for `splitserve profile`."""
+    plan = head.plan(*way)
+    edge_s, cloud_s, size = [], [], 0
+    for _ in range(ROUNDS):
+        work = head.run(picture, plan)
+        edge_s.append(sum(work.stages_s.values()))
+        if head.is_local(plan):
+            continue
+        codec = plan.codec
+        request = Request(
+            bytes(16), head.artifact.id, plan.position, codec.number, work.sections, 1.0,
+            codec.parameter,
+        )  # fmt: skip
+        size = len(encode_frame(request))
+        times = tail.answer(request).timings
+        cloud_s.append(times.decode_s + times.compute_s)
+    return PlanOption(
+        name=way[0],
+        cut=way[0],
+        codec="none" if head.is_local(plan) else way[1],
+        quality=way[2],
+        bytes_up=size,
+        edge_s=statistics.median(edge_s),
+        edge_p90_s=max(edge_s),
+        cloud_s=statistics.median(cloud_s or [0.0]),
+        cloud_p90_s=max(cloud_s or [0.0]),
+    )
+
+
+@pytest.fixture(scope="module")
+def plan_file(
+    lite0_artifact: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    artifact = load_artifact(lite0_artifact)
+    chain = open_chain(artifact, RuntimeOptions(threads=1))
+    head, tail = Head(artifact, chain, SLOWDOWN), Tail(artifact, chain)
+    picture = (pictures / "coffee.png").read_bytes()
+    options = [measure(head, tail, way, picture) for way in WAYS]
+    plans = PlanFile(
+        artifact_id=artifact.id.hex(),
+        options=tuple(options),
+        expected={"uplink_bps": 20e6, "rtt_s": 2 * DELAY_S},
+    )
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    path.write_text(plans.model_dump_json())
+    return path
+
+
+def agent_words(artifact: Path, url: str, plan: Path, *more: object) -> tuple[object, ...]:
+    return (
+        "agent", "--artifact", artifact, "--source", "-", "--cloud", url, "--plan", plan,
+        "--threads", 1, "--slowdown", SLOWDOWN, "--deadline-s", DEADLINE_S, "--log-level", "INFO",
+        *more,
+    )  # fmt: skip
+
+
+class Feeding:
+    """An agent that gets a picture every 200 ms whatever it does."""
+
+    def __init__(self, agent: Any, pictures: Path) -> None:
+        self.agent = agent
+        self._pictures = sorted(pictures.iterdir())
+        self._said: list[Path] = []
+
+    def feed(self, seconds: float) -> None:
+        for _ in range(round(seconds / PERIOD_S)):
+            started = time.perf_counter()
+            self._said.append(self._pictures[len(self._said) % len(self._pictures)])
+            self.agent.say(str(self._said[-1]))
+            time.sleep(max(0.0, started + PERIOD_S - time.perf_counter()))
+
+    def finish(self) -> list[Line]:
+        """End the source; check that each picture got exactly one answer, and the right one."""
+        self.agent.say_no_more()
+        lines: list[Line] = self.agent.hear_rest()
+        assert self.agent.end() == 0, self.agent.log()
+        assert [Path(line["id"]).name for line in lines] == [path.name for path in self._said]
+        assert len({line["request_id"] for line in lines}) == len(lines)
+        for line in lines:
+            name = Path(line["id"]).name
+            assert line["error"] is None
+            assert line["labels"][0]["name"] == LABELS.get(name, line["labels"][0]["name"])
+            assert len(line["labels"]) == 5
+        assert "Traceback" not in self.agent.log()
+        return lines
+
+
+def logged(agent: Any, message: str) -> list[Line]:
+    lines = [json.loads(line) for line in agent.log().splitlines()]
+    return [line for line in lines if line["message"] == message]
+
+
+def p99(lines: Sequence[Line]) -> float:
+    return sorted(line["total_s"] for line in lines)[int(0.99 * len(lines))]
+
+
+def edge_only_s(plan_file: Path) -> float:
+    options = json.loads(plan_file.read_text())["options"]
+    return float(next(one["edge_s"] for one in options if one["codec"] == "none"))
+
+
+def test_the_plan_follows_a_link_that_steps_and_stops_and_no_input_is_lost(
+    start: Start, cloud: Any, lite0_artifact: Path, pictures: Path, plan_file: Path
+) -> None:
+    each_s, rates_bps = 5.0, (20e6, 0.3e6, 20e6, 0.0, 20e6)
+    host, _, port = cloud.url.removeprefix("http://").rpartition(":")
+    with Link((host, int(port)), LinkSettings(rates_bps[0], DELAY_S)) as link:
+        url = f"http://{link.address[0]}:{link.address[1]}"
+        feeding = Feeding(start(*agent_words(lite0_artifact, url, plan_file)), pictures)
+        feeding.agent.say(str(pictures / "coffee.png"))
+        assert feeding.agent.hear()["answered_by"] == "cloud"
+        trace = [Change(number * each_s, rate) for number, rate in enumerate(rates_bps)]
+        stop = threading.Event()
+        threading.Thread(target=play, args=(trace, link.set_rate, stop), daemon=True).start()
+        feeding.feed(each_s * len(rates_bps))
+        lines = feeding.finish()
+    count = round(each_s / PERIOD_S)
+    cuts = [[line["plan"]["cut"] for line in lines[n * count : (n + 1) * count]] for n in range(5)]
+    log = feeding.agent.log()
+    settled = [steps[len(steps) // 2 :] for steps in cuts]
+    assert settled[0].count("input") >= 0.8 * len(settled[0]), log
+    assert settled[1].count("input") <= 0.2 * len(settled[1]), log
+    assert settled[2].count("input") >= 0.8 * len(settled[2]), log
+    assert set(settled[3]) == {"output"}, log
+    assert settled[4].count("input") >= 0.8 * len(settled[4]), log
+    assert max(line["total_s"] for line in lines) <= DEADLINE_S
+    switches = logged(feeding.agent, "plan changed")
+    assert 4 <= len(switches) <= 12
+    fields = {"before", "after", "before_s", "after_s", "uplink_bps", "rtt_s", "edge_load"}
+    assert all(fields <= set(switch) for switch in switches)
+    (summary,) = logged(feeding.agent, "plans in total")
+    assert summary["switches"] == len(switches)
+    assert sum(summary["requests"].values()) == len(lines) + 1
+
+
+@pytest.mark.parametrize("way", ["kill", "hang"])
+def test_a_cloud_that_goes_costs_one_short_wait_and_is_found_again(
+    start: Start, cloud: Any, lite0_artifact: Path, pictures: Path, plan_file: Path, way: str
+) -> None:
+    agent = start(*agent_words(lite0_artifact, cloud.url, plan_file))
+    feeding = Feeding(agent, pictures)
+    feeding.agent.say(str(pictures / "coffee.png"))
+    assert feeding.agent.hear()["answered_by"] == "cloud"
+    feeding.feed(2.0)
+    cloud.kill() if way == "kill" else cloud.hang()
+    feeding.feed(4.0)
+    cloud.come_back() if way == "kill" else cloud.go_on()
+    feeding.feed(8.0)
+    lines = feeding.finish()
+    gone = lines[12:28]
+    assert {line["answered_by"] for line in gone} == {"edge"}
+    assert sum(line["fallback"] is not None for line in gone) <= 2
+    assert {line["answered_by"] for line in lines[-5:]} == {"cloud"}, agent.log()
+    assert p99(lines) <= DEADLINE_S + edge_only_s(plan_file)
+    assert max(line["total_s"] for line in lines) <= DEADLINE_S
+    assert [switch["reason"] for switch in logged(agent, "plan changed")][-1] in (
+        "recovery", "probe", "gain",
+    )  # fmt: skip
