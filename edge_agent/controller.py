@@ -24,9 +24,9 @@ START = Link(uplink_bps=10e6, rtt_s=0.03)
 FRAME_SHARE = 0.2  # what one frame counts in the mean of an option's bytes
 
 PROBE_EVERY = 2
-PROBE_GAIN = 0.2
+PROBE_GAIN = 0.15
 PROBES_OF_ONE_SIZE = 6
-PROBE_LINK_SHARE = 0.2
+PROBE_LINK_SHARE = 0.5
 PROBE_EDGE_SHARE = 0.04
 TRIAL_SHARE = 0.01
 TRIAL_LARGEST = 0.5
@@ -77,8 +77,8 @@ class Controller:
       a row, or over 4 % after twenty; at once to edge-only when the cloud failed or is overdue,
       and at once back.
     - On edge-only every second request also uploads by the best split after its answer is out
-      (a probe), unless that would take over a fifth of the link's time or over 4 % of the
-      device's. A probe that shows a gain over 20 % changes the plan at once.
+      (a probe), unless that would take over half of the link's time or over 4 % of the
+      device's. A probe that shows a gain over 15 % changes the plan at once.
     - While all transfers have one size, a change may be the round trip's and not the rate's. If
       a larger option would then be over 10 % faster, one request tries it (a trial), as soon as
       1 % of all predicted time has paid for what it is expected to lose, at most half a request.

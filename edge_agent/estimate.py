@@ -16,6 +16,7 @@ from splitserve.tensors import Array
 WINDOW = 20
 HALF_LIFE = 6
 LONGEST_AGE_S = 60.0
+LARGEST_BYTES, LONGEST_S = 2.0**40, 86400.0
 NARROWEST, WIDEST = 0.15, 0.35
 SPREADS = 4.5  # median deviations, which is three standard deviations of normal noise
 MARGIN_S = 0.001
@@ -92,8 +93,8 @@ class LinkEstimate:
         return self.rtt_s + size_bytes * self.byte_s
 
     def observe(self, transfer: Transfer) -> None:
-        """Learn from one transfer."""
-        if transfer.size_bytes <= 0 or not 0 <= transfer.took_s < math.inf:
+        """Learn from one transfer; one that cannot be is passed over."""
+        if not (1 <= transfer.size_bytes <= LARGEST_BYTES and 0 <= transfer.took_s <= LONGEST_S):
             return
         while self._transfers and transfer.at_s - self._transfers[0].at_s > LONGEST_AGE_S:
             self._transfers.popleft()

@@ -80,6 +80,9 @@ class Pilot:
         """Tell of a reply."""
         self.counts.replies += 1
         self.controller.transferred(begun.option, answer.transfer, answer.timings)
+        if answer.transfer is not None and logger.isEnabledFor(logging.DEBUG):
+            seen = {"bytes": answer.transfer.size_bytes, "took_s": answer.transfer.took_s}
+            logger.debug("transfer", extra=begun.facts | seen | self._estimates())
 
     def overdue(self) -> None:
         """Tell that a reply is not waited for any more."""
@@ -88,9 +91,11 @@ class Pilot:
 
     def log_summary(self) -> None:
         """Log the counters and the latest estimates."""
+        logger.info("plans in total", extra=asdict(self.counts) | self._estimates())
+
+    def _estimates(self) -> dict[str, float]:
         link = self.controller.link
-        estimates = {"uplink_bps": round(link.uplink_bps), "rtt_s": round(link.rtt_s, 6)}
-        logger.info("plans in total", extra=asdict(self.counts) | estimates)
+        return {"uplink_bps": round(link.uplink_bps), "rtt_s": round(link.rtt_s, 6)}
 
 
 def _facts(switch: Switch) -> dict[str, object]:

@@ -110,4 +110,5 @@ def made_up_profile(artifact: Artifact, whole_s: float, slowdown: float = 1.0) -
         tools={}, slowdown=slowdown, slowdown_measured=slowdown, rounds=10, seed=0,
         pictures=Pictures(kind="files", count=10, sha256="0"), picture=scaled(picture),
         normalise=scaled(normalise), places=tuple(places), candidates=tuple(candidates),
+        reply_bytes=200,
     )  # fmt: skip

@@ -147,7 +147,7 @@ class Simulation:
         transfer_s = self.bend(self._transfers, transfer_s)
         self._transfers += 1
         cloud_s = self._noisy(one.cloud_s * world.cloud)
-        transfer = Transfer(self.now_s, one.bytes_up, transfer_s)
+        transfer = Transfer(self.now_s + transfer_s, one.bytes_up, transfer_s)
         self.controller.transferred(index, transfer, Timings(world.queue_s, 0.0, cloud_s))
         self._breaker.succeeded()
         return transfer_s + world.queue_s + cloud_s

@@ -46,6 +46,9 @@ class Options(Settings):
     """Rate from the device to the cloud: 5.85Mbit, 250kbit, or bits per second."""
     rtt: Seconds
     """Round trip of a small message: 50ms, or seconds."""
+    downlink: Rate = None
+    """Rate from the cloud to the device: adds the reply's transfer, which otherwise --rtt has to
+    include."""
     deadline: MaybeSeconds = None
     """Nine of ten requests must be answered in it: 100ms, or seconds."""
     memory: MaybeBytes = None
@@ -98,11 +101,12 @@ def run(options: Options) -> int:
     limits = _limits(options, artifact.manifest)
     states = _states(options)
     uplink_bps = options.uplink or typical_bps(states)
-    link = Link(uplink_bps=uplink_bps, rtt_s=options.rtt)
+    reply_s = 8 * edge.reply_bytes / options.downlink if options.downlink else 0.0
+    link = Link(uplink_bps=uplink_bps, rtt_s=options.rtt + reply_s)
     _warn(options, edge, lacking)
     decision = decide(offers, link, limits, setup, artifact.manifest)
     feasible = [verdict.offer.option for verdict in decision.verdicts if verdict.is_feasible]
-    outlook = forecast(feasible, states, options.rtt) if states and feasible else None
+    outlook = forecast(feasible, states, link.rtt_s) if states and feasible else None
     if options.plot:
         draw_plans(decision, f"{artifact.manifest.model.name}: every plan", options.plot)
     if options.output:

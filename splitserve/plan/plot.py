@@ -52,10 +52,9 @@ def draw_plans(decision: Decision, title: str, target: Path) -> None:
         spot = latency_s(decision.answer.option, decision.link) * 1e3
         axes.plot([decision.link.uplink_bps], [spot], "o", color="#333333", zorder=4)
     if decision.envelope:
-        ends = [options[decision.envelope[i].option].offer.option for i in (0, -1)]
         slowest, fastest = (
-            1e3 * latency_s(end, Link(uplink_bps=float(rate), rtt_s=decision.link.rtt_s))
-            for end, rate in zip(ends, (rates[0], rates[-1]), strict=True)
+            _times_ms(options[decision.envelope[i].option].offer.option, rates, decision)[i]
+            for i in (0, -1)
         )
         axes.set_ylim(fastest * 0.7, slowest * HEADROOM)
     _dress(axes, title, decision)

@@ -4,6 +4,8 @@ from splitserve.plan.decide import Decision, split_bands
 from splitserve.plan.units import show_ms, show_rate
 from splitserve.plans import latency_s
 
+HARDLY = 1.05  # a gain that other machines and other days undo
+
 
 def say(decision: Decision) -> str:
     """One sentence: the answer, and why."""
@@ -18,6 +20,7 @@ def say(decision: Decision) -> str:
         if here and here.split is answer:
             beaten = f"{here.extreme.option.name} ({show_ms(here.extreme_s)})"
             gain = f", {here.gain:.2f} times as fast as {beaten}"
+            gain += "; that is next to nothing" if here.gain < HARDLY else ""
         return f"Split {where}: {answer.option.name} answers in {takes}{gain}."
     return f"Do not split {where}: {answer.option.name} answers in {takes}, {_why(decision)}."
 

@@ -62,6 +62,9 @@ class Options(Settings):
     """Threads of the runtime; 0 means the cores this process may use."""
     slowdown: float = Field(default=1.0, ge=1, le=1000)
     """Stretch the time of everything computed here, to stand in for a slower device."""
+    idle_ms: float = Field(default=30.0, ge=0, le=10_000)
+    """Pause before decoding and before the tail, as a service has between two requests: sleeping
+    threads and cold caches cost time. 0 stands for a service that is never idle."""
     seed: int = 0
     """Of the noise and of the order of the pictures."""
     as_json: bool = False
@@ -89,6 +92,7 @@ def run(options: Options) -> int:
         rounds=options.rounds,
         warm_up=options.warm_up,
         slowdown=options.slowdown,
+        idle_s=options.idle_ms / 1e3,
         threads=options.threads,
         seed=options.seed,
     )

@@ -122,6 +122,8 @@ class Profile(_Part):
     slowdown_measured: float = Field(default=1.0, gt=0)
     """Wall time over native time, all stages together."""
     rounds: int = Field(ge=1)
+    idle_s: float = Field(default=0.0, ge=0)
+    """Pause before what a request begins with, on either side."""
     seed: int
     pictures: Pictures
     picture: Timing
@@ -132,6 +134,8 @@ class Profile(_Part):
     candidates: tuple[Candidate, ...] = Field(min_length=1)
     prediction: Prediction | None = None
     """None with fewer than two measured cuts."""
+    reply_bytes: int = Field(ge=0)
+    """Of the frame that answers a request."""
     resident_bytes: int | None = Field(default=None, ge=0)
     """Of this process once every segment had run."""
 

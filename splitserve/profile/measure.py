@@ -135,6 +135,7 @@ class Rounds:
             if position in self._positions:
                 _, span = watch.time(self._stages.head, tensors, position)
                 head = self._note("head", position, span if position else NOTHING)
+                watch.rest()
                 _, span = watch.time(self._stages.tail, features[position], position)
                 tail = self._note("tail", position, span)
             for number, carrier in enumerate(self._carriers):
@@ -155,6 +156,7 @@ class Rounds:
         carried = self._stages.carried(carrier, pixels, features)
         payloads, encode = watch.time(carrier.encode, carried)
         self._stages.finish(features, carrier.position)  # as the request before this one did
+        watch.rest()
         _, decode = watch.time(self._stages.receive, carrier, payloads, carried)
         return self._note("encode", number, encode), self._note("decode", number, decode)
 
@@ -162,6 +164,7 @@ class Rounds:
         preprocess = self._manifest.preprocess
         if preprocess is None:
             return None, self._inputs.tensors[index], NOTHING
+        watch.rest()
         pixels, first = watch.time(decode_picture, self._inputs.contents[index], preprocess)
         values, second = watch.time(normalise, pixels, preprocess)
         self._note("picture", 0, first)

@@ -12,6 +12,7 @@ from splitserve.picture import Pixels, normalise
 from splitserve.profile.carrier import Carrier
 from splitserve.runtime import Chain
 from splitserve.tensors import Array, Tensors
+from splitserve.wire import NO_ID, Reply, Section, Timings, encode_frame
 
 REPLY_CODEC = RawCodec(exact=True)
 
@@ -41,11 +42,18 @@ class Watch:
 
     Args:
         slowdown: factor; 1 leaves the time alone.
+        idle_s: how long a machine waits for its next request.
         total: all that was timed.
     """
 
     slowdown: float = 1.0
+    idle_s: float = 0.0
     total: Span = field(default=NOTHING)
+
+    def rest(self) -> None:
+        """Wait as a machine does before a request: what comes next finds threads asleep."""
+        if self.idle_s:
+            time.sleep(self.idle_s)
 
     def time(self, call: Callable[..., Result], *arguments: object) -> tuple[Result, Span]:
         """Run one stage, stretch it, and tell how long it took."""
@@ -92,6 +100,12 @@ class Stages:
         outputs = self.finish(features, position)
         specs = self._artifact.manifest.outputs
         return [REPLY_CODEC.encode(outputs[spec.name]) for spec in specs]
+
+    def reply_bytes(self, outputs: Tensors) -> int:
+        """Bytes of the frame that carries the outputs back."""
+        arrays = [outputs[spec.name] for spec in self._artifact.manifest.outputs]
+        sections = tuple(Section(array.shape, REPLY_CODEC.encode(array)) for array in arrays)
+        return len(encode_frame(Reply(NO_ID, NO_ID, 0, REPLY_CODEC.number, sections, Timings())))
 
     def carried(self, carrier: Carrier, pixels: Pixels | None, features: Tensors) -> list[Array]:
         """What a carrier takes: the picture itself, or the egress tensors in their order."""

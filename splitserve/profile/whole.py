@@ -39,6 +39,7 @@ class Task:
         rounds: that count.
         warm_up: rounds before them.
         slowdown: stretch the time of everything computed.
+        idle_s: pause before what a request begins with, on either side.
         threads: of the runtime; 0 takes the cores there are.
         seed: of noise and order.
     """
@@ -49,6 +50,7 @@ class Task:
     rounds: int
     warm_up: int
     slowdown: float
+    idle_s: float
     threads: int
     seed: int
 
@@ -67,7 +69,7 @@ def profile_artifact(artifact: Artifact, inputs: Inputs, task: Task, tick: Tick)
         RuntimeFailureError: ONNX Runtime refuses or fails.
     """
     manifest = artifact.manifest
-    resident = _warm_resident_bytes(artifact, inputs, task)
+    reply_bytes, resident = _run_once(artifact, inputs, task)
     fused = range(1, len(manifest.cuts) + 1)
     chain = open_chain(artifact, RuntimeOptions(threads=task.threads), fused=fused)
     stages = Stages(artifact, chain)
@@ -77,8 +79,8 @@ def profile_artifact(artifact: Artifact, inputs: Inputs, task: Task, tick: Tick)
     carriers = [carrier for carrier in carriers if carrier.problem is None]
     measured = {0, *task.positions, stages.end}
     rounds = Rounds(stages, manifest, inputs, carriers, sorted(measured))
-    rounds.run(task.warm_up, Watch(task.slowdown), tick)
-    watch = Watch(task.slowdown)
+    rounds.run(task.warm_up, Watch(task.slowdown, task.idle_s), tick)
+    watch = Watch(task.slowdown, task.idle_s)
     rounds.run(task.rounds, watch, tick)
     places, prediction = _places(manifest, rounds, measured)
     return Profile(
@@ -91,6 +93,7 @@ def profile_artifact(artifact: Artifact, inputs: Inputs, task: Task, tick: Tick)
         slowdown=task.slowdown,
         slowdown_measured=watch.total.wall_s / max(watch.total.native_s, 1e-12),
         rounds=task.rounds,
+        idle_s=task.idle_s,
         seed=task.seed,
         pictures=Pictures(kind=inputs.kind, count=len(inputs), sha256=inputs.sha256),
         picture=rounds.timing("picture"),
@@ -98,6 +101,7 @@ def profile_artifact(artifact: Artifact, inputs: Inputs, task: Task, tick: Tick)
         places=places,
         candidates=_candidates(manifest, rounds, carriers, places),
         prediction=prediction,
+        reply_bytes=reply_bytes,
         resident_bytes=resident,
     )
 
@@ -111,14 +115,15 @@ def judge_of(manifest: Manifest) -> Judge:
     return make_judge(manifest.outputs, None, TOLERANCE)
 
 
-def _warm_resident_bytes(artifact: Artifact, inputs: Inputs, task: Task) -> int | None:
-    """Memory of this process with the shared segments alone, all of them run once."""
+def _run_once(artifact: Artifact, inputs: Inputs, task: Task) -> tuple[int, int | None]:
+    """Bytes of a reply, and memory of this process with the shared segments, all run once."""
     chain = open_chain(artifact, RuntimeOptions(threads=task.threads))
     blank: Tensors = {
         spec.name: np.zeros(spec.concrete(), spec.dtype) for spec in artifact.manifest.inputs
     }
-    Stages(artifact, chain).walk(inputs.tensors[0] if inputs.tensors else blank)
-    return resident_bytes()
+    stages = Stages(artifact, chain)
+    features = stages.walk(inputs.tensors[0] if inputs.tensors else blank)
+    return stages.reply_bytes(features[-1]), resident_bytes()
 
 
 def _places(

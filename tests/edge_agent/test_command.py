@@ -70,3 +70,60 @@ def test_a_floor_that_no_rate_promises_names_those_there_are(
 ) -> None:
     assert main(words(calibrated_artifact, "--quality", "99.99")) == 2
     assert "there are: 99.9, 99, 95" in capsys.readouterr().err
+
+
+def plan_file(folder: Path, artifact_id: str, cut: str = "output", codec: str = "none") -> Path:
+    one = {"name": "edge", "cut": cut, "codec": codec, "bytes_up": 0, "edge_s": 0.1,
+           "edge_p90_s": 0.1, "cloud_s": 0, "cloud_p90_s": 0}  # fmt: skip
+    path = folder / "plan.json"
+    path.write_text(json.dumps({"artifact_id": artifact_id, "options": [one]}))
+    return path
+
+
+def plan_words(artifact: Path, plan: Path, *more: str) -> list[str]:
+    return ["agent", "--artifact", str(artifact), "--source", "-", "--plan", str(plan), *more]
+
+
+CLOUD = ("--cloud", NO_CLOUD)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((*CLOUD, "--cut", "input"), "leave out --cut"),
+        ((*CLOUD, "--codec", "raw"), "leave out --codec"),
+        ((*CLOUD, "--quality", "90"), "leave out --quality"),
+        ((), "add --cloud"),
+    ],
+)
+def test_a_plan_file_excludes_a_fixed_plan_and_needs_a_cloud(
+    tiny_artifact: Path, tmp_path: Path, capsys: Capture, more: tuple[str, ...], said: str
+) -> None:
+    plan = plan_file(tmp_path, load_artifact(tiny_artifact).id.hex())
+    assert main(plan_words(tiny_artifact, plan, *more)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_plan_of_another_artifact_is_refused_with_the_fix(
+    tiny_artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    plan = plan_file(tmp_path, "0" * 32)
+    assert main(plan_words(tiny_artifact, plan, *CLOUD)) == 2
+    error = capsys.readouterr().err
+    assert load_artifact(tiny_artifact).id.hex() in error
+    assert "splitserve plan" in error
+
+
+def test_a_missing_plan_file_is_refused_with_the_fix(
+    tiny_artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(plan_words(tiny_artifact, tmp_path / "gone.json", *CLOUD)) == 2
+    assert "splitserve plan" in capsys.readouterr().err
+
+
+def test_a_plan_for_a_cut_that_is_not_there_names_those_there_are(
+    tiny_artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    plan = plan_file(tmp_path, load_artifact(tiny_artifact).id.hex(), cut="nowhere")
+    assert main(plan_words(tiny_artifact, plan, *CLOUD)) == 2
+    assert "there are: input" in capsys.readouterr().err

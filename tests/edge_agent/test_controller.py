@@ -234,7 +234,7 @@ def test_probes_on_edge_only_are_few_and_end_when_the_link_is_slow() -> None:
     assert 40 <= probes <= len(simulation.requests) / 2
     slow = Simulation(lambda _: World(0.05e6), 0.02, FAST_EDGE).run(40.0)
     sent_s = sum(0.02 + 8 * one.probe.bytes_up / 0.05e6 for one in slow.requests if one.probe)
-    assert sent_s <= 0.2 * slow.now_s + 4  # the last one may reach over the end
+    assert sent_s <= 0.5 * slow.now_s + 4  # the last one may reach over the end
 
 
 def test_probes_that_are_dear_to_encode_become_rare() -> None:

@@ -130,6 +130,11 @@ def test_energy_is_predicted_when_powers_are_given(plan: Plan):
     assert "over the energy" in str([row["reason"] for row in found["plans"]])
 
 
+def test_a_downlink_makes_the_reply_part_of_the_round_trip(plan: Plan):
+    _, found = document(plan, "--uplink", "150kbit", "--downlink", "16kbit")
+    assert found["link"]["rtt_s"] == pytest.approx(0.01 + 200 * 8 / 16e3)
+
+
 def test_the_plan_file_holds_the_envelope_and_edge_only(
     plan: Plan, calibrated_artifact: Path, tmp_path: Path
 ):
@@ -308,7 +313,18 @@ def test_the_same_from_a_measured_profile(
     wide_artifact: Path, pictures: Path, tmp_path: Path, capsys: Capture
 ):
     profile = tmp_path / "p.json"
-    take = ["--rounds", "5", "--slowdown", "4", "--images", str(pictures), "-o", str(profile)]
+    take = [
+        "--rounds",
+        "5",
+        "--idle-ms",
+        "1",
+        "--slowdown",
+        "4",
+        "--images",
+        str(pictures),
+        "-o",
+        str(profile),
+    ]
     assert main(["profile", str(wide_artifact), *take]) == 0
     words = ["--edge-profile", str(profile), "--uplink", "1Mbit", "--rtt", "1ms"]
     assert main(["plan", str(wide_artifact), *words, "--agreement", "0"]) == 3

@@ -191,3 +191,9 @@ def test_without_any_cut_there_is_nothing_to_split(tiny_artifact: Path):
     assert decision.here is None
     assert decision.at_best is None
     assert "no cut to split at" in say(decision)
+
+
+def test_a_gain_that_another_day_undoes_is_called_so(tiny_artifact: Path):
+    link = Link(uplink_bps=3800 * 8 / 0.072, rtt_s=0.01)  # the split takes 120 ms, edge-only 122
+    said = say(decide_among([EDGE, SPLIT], link, tiny_artifact))
+    assert "1.02 times as fast as edge-only (122.0 ms); that is next to nothing." in said

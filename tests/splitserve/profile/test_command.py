@@ -12,7 +12,7 @@ from splitserve.errors import UsageError
 from splitserve.profile import Profile, read_profile
 
 Capture = pytest.CaptureFixture[str]
-FAST = ("--rounds", "8", "--warm-up", "1", "--threads", "1")
+FAST = ("--rounds", "8", "--warm-up", "1", "--threads", "1", "--idle-ms", "0")
 QUALITIES = ("--jpeg-qualities", "50,90", "--webp-qualities", "80")
 
 
@@ -75,6 +75,7 @@ def test_bytes_are_those_of_whole_frames(seen: Profile, calibrated_artifact: Pat
     (raw,) = [c for c in seen.candidates if c.key == ("input", "raw", None)]
     exact = manifest.inputs[0].elements() * 2
     assert exact + 64 < raw.bytes_mean < exact + 200
+    assert 10 * 4 + 64 < seen.reply_bytes < 10 * 4 + 200
 
 
 def test_noise_tells_no_agreement_but_the_manifests(noise: Profile):
