@@ -82,7 +82,7 @@ class Pilot:
         self.controller.transferred(begun.option, answer.transfer, answer.timings)
         if answer.transfer is not None and logger.isEnabledFor(logging.DEBUG):
             seen = {"bytes": answer.transfer.size_bytes, "took_s": answer.transfer.took_s}
-            logger.debug("transfer", extra=begun.facts | seen | self._estimates())
+            logger.debug("transfer", extra={**begun.facts, **seen, **self._estimates()})
 
     def overdue(self) -> None:
         """Tell that a reply is not waited for any more."""
