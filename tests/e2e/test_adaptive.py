@@ -145,6 +145,7 @@ def edge_only_s(plan_file: Path) -> float:
     return float(next(one["edge_s"] for one in options if one["codec"] == "none"))
 
 
+@pytest.mark.slow  # real time over a real link: it needs a quiet machine
 def test_the_plan_follows_a_link_that_steps_and_stops_and_no_input_is_lost(
     start: Start, cloud: Any, lite0_artifact: Path, pictures: Path, plan_file: Path
 ) -> None:
