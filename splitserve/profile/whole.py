@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitserve.agreement import Judge, estimate, make_judge
+from splitserve.agreement import estimate, judge_of
 from splitserve.artifact import OUTPUT, Artifact, Manifest
 from splitserve.profile.carrier import Carrier, list_carriers
 from splitserve.profile.document import Candidate, Pictures, Place, Prediction, Profile, Timing
@@ -23,7 +23,6 @@ from splitserve.profile.stages import Stages, Watch
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.tensors import Tensors
 
-TOLERANCE = 0.05  # of models that do not classify and were not calibrated
 Predict = Callable[[Sequence[float], Sequence[float | None]], list[float]]
 FIELDS = ("median_s", "p90_s", "native_median_s", "native_p90_s")
 
@@ -104,15 +103,6 @@ def profile_artifact(artifact: Artifact, inputs: Inputs, task: Task, tick: Tick)
         reply_bytes=reply_bytes,
         resident_bytes=resident,
     )
-
-
-def judge_of(manifest: Manifest) -> Judge:
-    """Judge answers as the calibration did, or as the model's outputs suggest."""
-    for cut in manifest.cuts:
-        if cut.calibration:
-            kind, tolerance = cut.calibration.agreement_is, cut.calibration.tolerance
-            return make_judge(manifest.outputs, kind, tolerance or TOLERANCE)
-    return make_judge(manifest.outputs, None, TOLERANCE)
 
 
 def _run_once(artifact: Artifact, inputs: Inputs, task: Task) -> tuple[int, int | None]:
