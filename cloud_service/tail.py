@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from splitserve.artifact import Artifact
-from splitserve.codec import Codec, Codecs, RawCodec, References, StepAnsCodec
+from splitserve.codec import Codec, Codecs, RawCodec, References, StepAnsCodec, TopCodec
 from splitserve.errors import (
     ArtifactError,
     ContractError,
@@ -20,7 +20,9 @@ from splitserve.tensors import Array, TensorSpec, mismatch
 from splitserve.wire import Reply, Request, Section, Timings
 
 MAX_ELEMENTS = 16 * 1024 * 1024
-OUTPUT_CODEC = RawCodec(exact=True)
+OutputCodec = RawCodec | TopCodec
+WHOLE = RawCodec(exact=True)
+TOP = TopCodec()
 
 
 class Tail:
@@ -164,13 +166,14 @@ class Tail:
         tensors = self._decode(request, self.check(request), references)
         decoded = time.perf_counter()
         outputs = self._chain.run(tensors, request.cut, len(self._chain))
+        codec = TOP if request.wants_top else WHOLE
         timings = Timings(queue_s, decoded - started, time.perf_counter() - decoded, load)
         return Reply(
             request_id=request.request_id,
             artifact_id=request.artifact_id,
             cut=request.cut,
-            codec=OUTPUT_CODEC.number,
-            sections=self._sections(outputs),
+            codec=codec.number,
+            sections=self._sections(outputs, codec),
             timings=timings,
         )
 
@@ -187,9 +190,9 @@ class Tail:
             return tensors
         return {name: normalise(pixels[0], preprocess) for name, pixels in tensors.items()}
 
-    def _sections(self, outputs: Mapping[str, Array]) -> tuple[Section, ...]:
+    def _sections(self, outputs: Mapping[str, Array], codec: OutputCodec) -> tuple[Section, ...]:
         specs = self.artifact.manifest.outputs
         arrays = [outputs[spec.name] for spec in specs]
         if any(not isinstance(array, np.ndarray) for array in arrays):
             raise SplitServeError("the model answers with something other than dense tensors")
-        return tuple(Section(array.shape, OUTPUT_CODEC.encode(array)) for array in arrays)
+        return tuple(Section(array.shape, codec.encode(array)) for array in arrays)

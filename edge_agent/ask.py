@@ -11,7 +11,7 @@ from edge_agent.head import Head, Plan, Work
 from edge_agent.history import History
 from edge_agent.source import Item
 from edge_agent.uplink import Heard, Uplink
-from splitserve.codec import codec_by_number
+from splitserve.codec import reply_codec
 from splitserve.errors import ContractError, LinkError
 from splitserve.tensors import Array, mismatch
 from splitserve.wire import Refusal, RefusalCode, Reply, Request, Timings, encode_frame
@@ -158,6 +158,7 @@ class Asker:
                 sections=work.sections,
                 deadline_s=left_s,
                 parameter=begun.plan.codec.parameter,
+                wants_top=True,  # an answer names the best classes, and nothing else of the outputs
             )
         )
         work.bytes_up += len(frame)
@@ -186,7 +187,7 @@ def read_outputs(head: Head, reply: Reply) -> dict[str, Array]:
     )
     if problem:
         raise ContractError(f"the reply does not fit the artifact: {problem}")
-    codec = codec_by_number(reply.codec)
+    codec = reply_codec(reply.codec)
     return {
         spec.name: codec.decode(memoryview(section.payload), section.shape, spec.dtype)
         for spec, section in zip(specs, reply.sections, strict=True)

@@ -45,6 +45,7 @@ from splitserve.codec import (
     References,
     StepAnsCodec,
     Symbols,
+    TopCodec,
     build_codec,
 )
 from splitserve.errors import CodecError, ContractError, WireError
@@ -138,6 +139,9 @@ def make_corpus(artifact: Artifact, chain: Chain) -> Corpus:
     pixels = np.random.default_rng(0).integers(0, 255, (1, height, width, 3), np.uint8)
     requests += [request_of(artifact, 0, build_codec(n), [pixels]) for n in ("jpeg", "webp")]
     replies = [tail.answer(request, references=remembering(known)) for request in requests]
+    requests += [replace(request, wants_top=True) for request in requests[:3]]
+    best = Section((1, 10), bytes((2,)) + struct.pack("<fIfIf", -1.0, 3, 2.0, 9, 1.0))
+    replies += [replace(replies[0], codec=TopCodec.number, sections=(best,))]
     affine = build_codec("affine-u8")
     for request, reply in zip(requests[:6], replies[:6], strict=True):
         logits = np.frombuffer(reply.sections[0].payload, "<f4", offset=1)

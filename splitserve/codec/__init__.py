@@ -6,13 +6,21 @@ and docs/codec.md.
 """
 
 from splitserve.codec.affine import AffineCodec
-from splitserve.codec.choice import CODECS, Codec, Codecs, build_codec, codec_by_number
+from splitserve.codec.choice import (
+    CODECS,
+    Codec,
+    Codecs,
+    build_codec,
+    codec_by_number,
+    reply_codec,
+)
 from splitserve.codec.image import JpegCodec, WebpCodec
 from splitserve.codec.raw import RawCodec
 from splitserve.codec.step import StepAnsCodec, coarse_part, step_size
 from splitserve.codec.symbols import STREAM_ELEMENTS_MAX, References, Symbols
 from splitserve.codec.tables import FeatureTables, read_tables, write_tables
 from splitserve.codec.threads import use_one_thread
+from splitserve.codec.top import TopCodec
 from splitserve.codec.transform import Transform, round_to_dtype
 
 __all__ = [
@@ -27,12 +35,14 @@ __all__ = [
     "References",
     "StepAnsCodec",
     "Symbols",
+    "TopCodec",
     "Transform",
     "WebpCodec",
     "build_codec",
     "coarse_part",
     "codec_by_number",
     "read_tables",
+    "reply_codec",
     "round_to_dtype",
     "step_size",
     "use_one_thread",

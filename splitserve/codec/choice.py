@@ -10,6 +10,7 @@ from splitserve.codec.raw import RawCodec
 from splitserve.codec.step import StepAnsCodec
 from splitserve.codec.symbols import References
 from splitserve.codec.tables import STEP_ZERO, read_tables
+from splitserve.codec.top import TopCodec
 from splitserve.errors import CodecError, UsageError
 from splitserve.tensors import Array
 
@@ -90,6 +91,19 @@ def codec_by_number(number: int) -> PlainCodec:
         if kind.number == number and not issubclass(kind, StepAnsCodec):
             return kind()
     raise CodecError(f"unknown codec number {number}")
+
+
+def reply_codec(number: int) -> RawCodec | TopCodec:
+    """Find the codec that a reply names.
+
+    Raises:
+        CodecError: replies are not coded so.
+    """
+    if number == TopCodec.number:
+        return TopCodec()
+    if number == RawCodec.number:
+        return RawCodec(exact=True)
+    raise CodecError(f"a reply with codec number {number}")
 
 
 class Codecs:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from splitserve.artifact import Artifact
-from splitserve.codec import RawCodec
+from splitserve.codec import TopCodec
 from splitserve.errors import CodecError
 from splitserve.picture import Pixels, normalise
 from splitserve.profile.carrier import Carrier
@@ -14,7 +14,7 @@ from splitserve.runtime import Chain
 from splitserve.tensors import Array, Tensors
 from splitserve.wire import NO_ID, Reply, Section, Timings, encode_frame
 
-REPLY_CODEC = RawCodec(exact=True)
+REPLY_CODEC = TopCodec()  # as agents ask for it
 
 Result = TypeVar("Result")
 

@@ -7,7 +7,7 @@ to what a frame claims. Layout and test vectors: docs/wire.md, tests/golden/.
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import xxhash
@@ -21,6 +21,7 @@ NO_DEADLINE = 0xFFFFFFFF
 NO_ID = bytes(16)
 MAX_DIMS = 8
 MESSAGE_LIMIT_BYTES = 512
+WANTS_TOP = 1  # a request's flag; no other frame has any
 
 HEAD = struct.Struct("<4sBBH16s16sHBBIII")  # all of the header but the checksum
 CHECKSUM = struct.Struct("<Q")
@@ -109,6 +110,7 @@ class Request:
         sections: one per egress tensor, in the manifest's order.
         deadline_s: seconds the sender still waits, None for no deadline; kept in milliseconds.
         parameter: the codec's own 32 bits (a step, a seed).
+        wants_top: whether the best classes of a classifier are all that the sender reads.
     """
 
     request_id: bytes
@@ -118,6 +120,7 @@ class Request:
     sections: tuple[Section, ...]
     deadline_s: float | None = None
     parameter: int = 0
+    wants_top: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,8 @@ def _encode(frame: Frame) -> bytes:
     if any(len(part) != 16 for part in ids):
         raise WireError("request and artifact ids are 16 bytes each")
     length = sum(len(part) for part in body)
-    head = HEAD.pack(MAGIC, VERSION, kind, 0, *ids, *fields, length)
+    flags = WANTS_TOP if isinstance(frame, Request) and frame.wants_top else 0
+    head = HEAD.pack(MAGIC, VERSION, kind, flags, *ids, *fields, length)
     return b"".join((head, CHECKSUM.pack(_checksum(head, body)), *body))
 
 
@@ -228,20 +232,21 @@ def decode_frame(data: Buffer, limits: Limits) -> Frame:
     view = memoryview(data)
     if len(view) < HEADER_BYTES:
         raise WireError(f"{len(view)} bytes are no frame; the header alone has {HEADER_BYTES}")
-    kind, ids, fields = _read_header(view, limits)
+    kind, flags, ids, fields = _read_header(view, limits)
     payload = view[HEADER_BYTES:]
     if CHECKSUM.unpack_from(view, HEAD.size)[0] != _checksum(view[: HEAD.size], [payload]):
         raise WireError("checksum mismatch")
     if kind not in READERS:
         raise WireError(f"unknown frame kind {kind}")
-    return READERS[Kind(kind)](ids, fields, payload, limits)
+    frame = READERS[Kind(kind)](ids, fields, payload, limits)
+    return replace(frame, wants_top=True) if flags and isinstance(frame, Request) else frame
 
 
 Fields = Sequence[int]
 Ids = tuple[bytes, bytes]
 
 
-def _read_header(view: memoryview, limits: Limits) -> tuple[int, Ids, Fields]:
+def _read_header(view: memoryview, limits: Limits) -> tuple[int, int, Ids, Fields]:
     magic, version, kind, flags, request_id, artifact_id, *fields, length = HEAD.unpack_from(view)
     if magic != MAGIC:
         raise WireError("the first four bytes are not those of a frame")
@@ -251,13 +256,13 @@ def _read_header(view: memoryview, limits: Limits) -> tuple[int, Ids, Fields]:
         raise FrameTooLargeError(
             f"a frame of {HEADER_BYTES + length} bytes is over the limit of {limits.frame_bytes}"
         )
-    if flags:
+    if flags & ~(WANTS_TOP if kind == Kind.REQUEST else 0):
         raise WireError(f"unknown flags {flags:#06x}")
     if len(view) - HEADER_BYTES != length:
         raise WireError(
             f"{len(view) - HEADER_BYTES} payload bytes where the header claims {length}"
         )
-    return kind, (request_id, artifact_id), fields
+    return kind, flags, (request_id, artifact_id), fields
 
 
 def _read_request(ids: Ids, fields: Fields, payload: memoryview, limits: Limits) -> Frame:

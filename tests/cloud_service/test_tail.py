@@ -10,7 +10,7 @@ import zstandard
 
 from cloud_service.tail import Tail
 from splitserve.artifact import Artifact
-from splitserve.codec import AffineCodec, JpegCodec, RawCodec, build_codec
+from splitserve.codec import AffineCodec, JpegCodec, RawCodec, TopCodec, build_codec
 from splitserve.errors import (
     CodecError,
     ContractError,
@@ -47,6 +47,16 @@ def test_each_position_answers_what_the_whole_model_answers(
         assert reply.timings.compute_s > 0
         # The same segments on the same bytes, only started in the middle: equal to the last bit.
         np.testing.assert_array_equal(output(reply, artifact), whole)
+
+
+def test_the_best_classes_alone_are_sent_where_they_are_asked_for(
+    chain: Chain, tail: Tail, image: dict[str, Array], make_request: MakeRequest
+) -> None:
+    """Ten classes are too few to leave any out: the values are those of a plain reply."""
+    plain = tail.answer(make_request(1))
+    got = tail.answer(dataclasses.replace(make_request(1), wants_top=True))
+    assert (plain.codec, got.codec) == (RawCodec.number, TopCodec.number)
+    assert [s.payload for s in got.sections] == [s.payload for s in plain.sections]
 
 
 def test_quantised_features_answer_nearly_the_same(

@@ -19,6 +19,7 @@ from splitserve.codec import (
     References,
     StepAnsCodec,
     Symbols,
+    TopCodec,
     Transform,
     WebpCodec,
     coarse_part,
@@ -69,6 +70,14 @@ FRAMES: dict[str, Frame] = {
         deadline_s=None,
         parameter=0x01020304,
     ),
+    "wire-v1-request-top": Request(
+        request_id=REQUEST_ID,
+        artifact_id=ARTIFACT_ID,
+        cut=1,
+        codec=1,
+        sections=(Section((3,), RawCodec(exact=True).encode(EXACT)),),
+        wants_top=True,
+    ),
     "wire-v1-reply": Reply(
         request_id=REQUEST_ID,
         artifact_id=ARTIFACT_ID,
@@ -94,6 +103,8 @@ RAW: dict[str, tuple[RawCodec, Array]] = {
     "codec-raw-exact": (RawCodec(), EXACT),
     "codec-raw-exact-int32": (RawCodec(), INTEGERS),
 }
+SCORES = np.round(np.cos(np.arange(24) * 2.0) * 64)[None].astype(np.float32)
+"""(1, 24): logits; the smallest multiples of 1 that a softmax tells apart."""
 AFFINE: dict[str, Array] = {
     "codec-affine-u8-float": FEATURES,
     "codec-affine-u8-int32": INTEGERS,
@@ -162,6 +173,13 @@ def test_raw_reads_the_golden_bytes(name: str):
     want = tensor.astype(np.float16).astype(np.float32) if name == "codec-raw-half" else tensor
     assert got.dtype == tensor.dtype
     assert got.tobytes() == want.tobytes()
+
+
+def test_top_makes_and_reads_the_golden_bytes():
+    golden = read_golden("codec-top")
+    assert TopCodec().encode(SCORES).hex() == golden.hex()
+    got = TopCodec().decode(memoryview(golden), SCORES.shape, "float32")
+    assert got.astype("<f4").tobytes().hex() == read_golden("codec-top.decoded").hex()
 
 
 @pytest.mark.parametrize("name", AFFINE)
@@ -240,6 +258,7 @@ def test_step_ans_reads_a_golden_coarse_layer_as_exactly_the_recorded_halves(nat
 
 def test_every_golden_file_is_read_by_a_test():
     names = {*FRAMES, *RAW, *AFFINE, *(f"{name}.decoded" for name in AFFINE), *PICTURES}
+    names |= {"codec-top", "codec-top.decoded"}
     assert {path.stem for path in FOLDER.glob("*.hex")} == names | STEP_ANS_FILES
     assert [path.name for path in FOLDER.glob("*.npz")] == ["codec-step-ans-v1.npz"]
 

@@ -58,6 +58,7 @@ requests = st.builds(
     sections=sections,
     deadline_s=st.none() | milliseconds,
     parameter=st.integers(0, 0xFFFFFFFF),
+    wants_top=st.booleans(),
 )
 replies = st.builds(
     Reply,
@@ -233,7 +234,7 @@ def test_decode_frame_refuses_less_than_a_header(size: int):
         (4, b"\x02", "version 2"),
         (5, b"\x00", "unknown frame kind 0"),
         (5, b"\x04", "unknown frame kind 4"),
-        (FLAGS_AT, b"\x01\x00", "unknown flags 0x0001"),
+        (FLAGS_AT, b"\x02\x00", "unknown flags 0x0002"),
         (FLAGS_AT, b"\x00\x80", "unknown flags 0x8000"),
         (LENGTH_AT, struct.pack("<I", 27), "28 payload bytes where the header claims 27"),
         (LENGTH_AT, struct.pack("<I", 29), "28 payload bytes where the header claims 29"),
@@ -284,6 +285,12 @@ def test_decode_frame_refuses_a_reply_with_a_parameter_or_a_deadline(offset: int
     reply = Reply(ID, ARTIFACT, 0, 1, ())
     with pytest.raises(WireError, match="a parameter or a deadline"):
         decode_frame(altered(reply, offset, struct.pack("<I", 7)), LIMITS)
+
+
+def test_decode_frame_refuses_the_flag_of_a_request_in_any_other_frame():
+    for frame in (Reply(ID, ARTIFACT, 1, 1, ()), Refusal(RefusalCode.INTERNAL, "", ID)):
+        with pytest.raises(WireError, match="unknown flags 0x0001"):
+            decode_frame(altered(frame, FLAGS_AT, b"\x01\x00"), LIMITS)
 
 
 def test_decode_frame_refuses_a_reply_without_room_for_its_timings():
