@@ -136,6 +136,8 @@ def _resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Pixels:
     crop_height, crop_width = preprocess.crop
     left = round((image.width * scale - crop_width) / 2)
     top = round((image.height * scale - crop_height) / 2)
+    if scale == 1:  # a frame of the right size: nothing to resize
+        return np.asarray(image.crop((left, top, left + crop_width, top + crop_height)))
     # Only the cropped box is resized: the same pixels, and cheaper on long pictures.
     box = (
         max(0.0, left / scale),

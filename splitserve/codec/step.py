@@ -152,6 +152,8 @@ class StepAnsCodec:
         np.rint(scaled, out=scaled)
         np.clip(scaled, -SYMBOL_MAX, SYMBOL_MAX, out=scaled)
         places = part.alone(shape).places
+        if len(places) == scaled.size:
+            return Symbols(index, self.parameter, scaled.astype(np.int32))
         values = np.zeros(shape, np.int32)
         values.reshape(-1)[places] = scaled.reshape(-1)[places]
         return Symbols(index, self.parameter, values)

@@ -1,5 +1,6 @@
 """`top`: a classifier's best classes exactly, and one value for all the others. Replies only."""
 
+import struct
 from typing import ClassVar
 
 import numpy as np
@@ -39,8 +40,8 @@ class TopCodec:
         entries = np.empty(KEPT, ENTRY)
         entries["index"], entries["value"] = best, values[best]
         others = np.delete(values, best).astype(np.float64)
-        rest = np.float32(_typical(others, values.astype(np.float64)))
-        return bytes((KEPT,)) + rest.astype("<f4").tobytes() + entries.tobytes()
+        rest = _typical(others, values.astype(np.float64))
+        return struct.pack("<Bf", KEPT, rest) + entries.tobytes()
 
     def decode(
         self,

@@ -118,7 +118,8 @@ class Transform:
         else:
             mixed = maps.reshape(batch, channels, -1) * self._tables.gain[:, None]
         blocks = self._to_blocks(mixed.reshape(batch, -1, height, width))
-        return blocks @ self._to_bands.T - self._tables.bias[:, None]
+        flat = blocks.reshape(-1, blocks.shape[-1]) @ self._to_bands.T  # one product, not many
+        return np.asarray(flat.reshape(blocks.shape) - self._tables.bias[:, None])
 
     def backward(self, coefficients: FloatArray, shape: tuple[int, ...]) -> FloatArray:
         """Turn coefficients back into a tensor of this shape, float32."""

@@ -1,0 +1,1 @@
+"""End to end: every way to run a model over emulated links, predicted and measured."""
