@@ -24,6 +24,7 @@ from splitserve.runtime import RuntimeOptions, open_chain
 
 CUTS = 3
 PICTURES_LEAST = 4
+EMULATED_BPS = 1e4, 5e8  # a B* beyond is no crossing: one way is the fastest everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def make_sheet(artifact: Artifact, edge: Profile, cloud: Profile, wish: Wish) ->
     places = [(place, False) for place in wish.places]
     for rtt_s in wish.crossings_s:
         worth = best_worth(good, rtt_s, setup)
-        if worth:
+        if worth and EMULATED_BPS[0] <= worth.rate_bps <= EMULATED_BPS[1]:
             places.append((Place(worth.rate_bps, rtt_s), True))
     settings, decisions = [], []
     for place, is_crossing in places:
