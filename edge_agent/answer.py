@@ -29,7 +29,8 @@ class Answer:
         id: name of the input.
         request_id: 32 hex digits, the same in the logs of the service.
         labels: best classes first; empty where the model is no classifier.
-        plan: cut and codec that were tried.
+        plan: cut and codec that were tried, and where plans are chosen for each request the name in
+            the plan file.
         answered_by: "cloud", "edge", or "nobody" where the input could not be read.
         fallback: why the edge answered instead of the cloud.
         error: why nobody answered.
@@ -40,6 +41,7 @@ class Answer:
             trip, `cloud_wait` what an answer that did not come cost.
         total_s: seconds from taking the input up to the answer.
         native_s: seconds of computing on the edge without --slowdown's stretching.
+        confidence: of the exit, where one was asked.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Answer:
     bytes_down: int = 0
     stages_s: Mapping[str, float] = field(default_factory=dict)
     native_s: float = 0.0
+    confidence: float | None = None
 
 
 def top_labels(output: Array, names: Sequence[str]) -> tuple[Label, ...]:
@@ -88,6 +91,8 @@ def write_answer(answer: Answer, stream: TextIO) -> None:
     fields: dict[str, Any] = asdict(answer)
     fields["total_s"] = round(answer.total_s, 6)
     fields["native_s"] = round(answer.native_s, 6)
+    if answer.confidence is not None:
+        fields["confidence"] = round(answer.confidence, 6)
     fields["stages_s"] = {stage: round(value, 6) for stage, value in answer.stages_s.items()}
     stream.write(json.dumps(fields) + "\n")
     stream.flush()

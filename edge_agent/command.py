@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from edge_agent.uplink import open_uplink
 from splitserve.artifact import INPUT, OUTPUT, Artifact, load_artifact
 from splitserve.codec import StepAnsCodec, use_one_thread
 from splitserve.errors import UsageError
+from splitserve.exits import AGREEMENT, ExitHead, Gate, positions_with_exit
 from splitserve.logs import configure_logging
 from splitserve.plans import PlanFile, read_plans
 from splitserve.runtime import RuntimeOptions, open_chain
@@ -53,6 +55,12 @@ class Options(Settings):
     quality: float | None = Field(default=None, gt=0, le=100)
     """Quality of jpeg and webp, 1 to 100; for step-ans the agreement with the unsplit model in
     percent, by default 99."""
+    upload_budget: float | None = Field(default=None, ge=0, le=100)
+    """Percent of the inputs to upload: the cut's exit answers the others here, those it is the
+    surest of. By default no exit is asked; with --plan the file says it."""
+    exit_agreement: float = Field(default=AGREEMENT, ge=0, le=100)
+    """Percent of an exit's answers that must be the whole model's, by its calibration; comes before
+    the budget. 0 asks for nothing."""
     temporal: bool = True
     """Code the features of a stream by those before them where that is shorter (step-ans); the
     answers are the same."""
@@ -87,7 +95,8 @@ async def _run(options: Options) -> int:
     cuts = [one.cut for one in plans.options] if plans else [_choose_cut(options, artifact)]
     in_use = sorted({artifact.manifest.position(cut) for cut in cuts})
     chain = open_chain(artifact, RuntimeOptions(threads=options.threads), fused=in_use)
-    head = Head(artifact, chain, options.slowdown)
+    exits = open_exits(options, artifact, in_use, plans)
+    head = Head(artifact, chain, options.slowdown, exits)
     plan: Plan | Pilot
     if plans is None:
         codec = options.codec or default_codec(artifact, cuts[0])
@@ -142,10 +151,39 @@ def make_pilot(head: Head, plans: PlanFile, deadline_s: float) -> Pilot:
     return Pilot(plans.options, made, deadline_s, plans.expected)
 
 
+def open_exits(
+    options: Options, artifact: Artifact, in_use: Sequence[int], plans: PlanFile | None
+) -> dict[int, Gate]:
+    """Load the exits of the cuts in use, where there is a budget of uploads.
+
+    Those that do not keep the agreement are left out of a file's plans, which may hold others.
+
+    Raises:
+        UsageError: the one cut has no exit, or none that keeps the agreement.
+        IntegrityError: an exit that differs from its hash.
+    """
+    budget = options.upload_budget if plans is None else plans.upload_budget
+    if budget is None:
+        return {}
+    runtime = RuntimeOptions(threads=1)  # a few thousand multiply-adds
+    found = positions_with_exit(artifact.manifest, in_use) if plans else in_use
+    gates = {}
+    for position in found:
+        head = ExitHead(artifact, position, runtime)
+        try:
+            gates[position] = Gate(head, budget, options.exit_agreement)
+        except UsageError as error:
+            if plans is None:
+                raise
+            logger.warning("an exit is left out", extra={"why": str(error)})
+    return gates
+
+
 def _read_plans(options: Options, artifact: Artifact) -> PlanFile | None:
     if options.plan is None:
         return None
-    given = [name for name in ("cut", "codec", "quality") if getattr(options, name) is not None]
+    fixed = ("cut", "codec", "quality", "upload_budget")
+    given = [name.replace("_", "-") for name in fixed if getattr(options, name) is not None]
     if given:
         raise UsageError(f"--plan chooses by itself; leave out --{given[0]}, or --plan")
     if not options.cloud:

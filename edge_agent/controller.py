@@ -4,6 +4,7 @@ Pure and synchronous: it is told durations and asked for a choice, and does no i
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,11 @@ START = Link(uplink_bps=10e6, rtt_s=0.03)
 
 FRAME_SHARE = 0.2  # what one frame counts in the mean of an option's bytes
 
-PROBE_EVERY = 2
 PROBE_GAIN = 0.15
 PROBES_OF_ONE_SIZE = 6
 PROBE_LINK_SHARE = 0.5
 PROBE_EDGE_SHARE = 0.04
+PROBE_COSTS = 3  # probes of which the cheapest tells what encoding costs
 TRIAL_SHARE = 0.01
 TRIAL_LARGEST = 0.5
 PATIENCE = 2.0
@@ -76,8 +77,8 @@ class Controller:
       another meets it. The plan changes when the gain is over 10 % after each of two requests in
       a row, or over 4 % after twenty; at once to edge-only when the cloud failed or is overdue,
       and at once back.
-    - On edge-only every second request also uploads by the best split after its answer is out
-      (a probe), unless that would take over half of the link's time or over 4 % of the
+    - On edge-only a request also uploads by the best split after its answer is out (a probe),
+      unless one is under way or that would take over half of the link's time or over 4 % of the
       device's. A probe that shows a gain over 15 % changes the plan at once.
     - While all transfers have one size, a change may be the round trip's and not the rate's. If
       a larger option would then be over 10 % faster, one request tries it (a trial), as soon as
@@ -118,7 +119,7 @@ class Controller:
         self._is_probing = False
         self._since_probe = 0
         self._probe_from_s = -math.inf
-        self._probe_edge_s = 0.0
+        self._probe_edge_s: deque[float] = deque(maxlen=PROBE_COSTS)
         self._credit_s = 0.0
 
     def predict(self) -> Array:
@@ -175,12 +176,14 @@ class Controller:
         self._unsettled = max(0, self._unsettled - 1)
         if self._is_probing:
             self._has_probed = True
-            self._probe_from_s = transfer.at_s + transfer.took_s * (1 / PROBE_LINK_SHARE - 1)
+            # A surprise is soon confirmed: one that waited for a silent link would silence probes.
+            rest_s = 0.0 if self.link.is_doubtful else transfer.took_s * (1 / PROBE_LINK_SHARE - 1)
+            self._probe_from_s = transfer.at_s + rest_s
 
     def probe_ended(self, encode_s: float) -> None:
         """Tell that a probe is over, however it went, and what it cost the device."""
         self._is_probing = False
-        self._probe_edge_s = encode_s
+        self._probe_edge_s.append(encode_s)
 
     def overdue(self) -> None:
         """Tell that a reply is later than anything expected; the request was finished here."""
@@ -249,8 +252,9 @@ class Controller:
         )
 
     def _is_probe_due(self, now_s: float, local_s: float) -> bool:
-        least = 1 if self._count else PROBE_EVERY  # a gain that was seen once is soon confirmed
-        every = max(least, self._probe_edge_s / max(1e-9, PROBE_EDGE_SHARE * local_s))
+        # One that a busy machine held up counts no more than a request, and alone not at all.
+        cost_s = min(local_s, min(self._probe_edge_s, default=0.0))
+        every = max(1.0, cost_s / max(1e-9, PROBE_EDGE_SHARE * local_s))
         return self._since_probe >= every and now_s >= self._probe_from_s and not self._is_probing
 
     def _probe(self, predicted: Array) -> int | None:

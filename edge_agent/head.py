@@ -11,6 +11,7 @@ from edge_agent.history import Coded, History, Known
 from splitserve.artifact import Artifact
 from splitserve.codec import Codec, Codecs, StepAnsCodec, Symbols
 from splitserve.errors import CodecError, UsageError
+from splitserve.exits import Gate, Judged
 from splitserve.picture import decode_picture, normalise
 from splitserve.runtime import Chain
 from splitserve.tensors import Array, Tensors
@@ -48,6 +49,7 @@ class Work:
         native_s: seconds computed here, without the stretching of a slowdown.
         bytes_up: bytes of the request frames that were handed to the uplink.
         problem: why the features cannot travel.
+        judged: what the exit says of the features, where one was asked.
     """
 
     position: int
@@ -59,6 +61,12 @@ class Work:
     native_s: float = 0.0
     bytes_up: int = 0
     problem: str | None = None
+    judged: Judged | None = None
+
+    @property
+    def is_early(self) -> bool:
+        """Whether the exit has answered, so that nothing travels."""
+        return self.judged is not None and self.judged.is_early
 
 
 class Head:
@@ -69,6 +77,7 @@ class Head:
         chain: its loaded segments.
         slowdown: stretch the wall time of everything computed here, to stand in for a slower
             processor; 1 leaves it alone.
+        exits: by position, what may answer behind the head.
 
     Raises:
         UsageError: an artifact without preprocessing.
@@ -76,7 +85,13 @@ class Head:
         CodecError: codec tables that do not fit their cut.
     """
 
-    def __init__(self, artifact: Artifact, chain: Chain, slowdown: float = 1.0) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        chain: Chain,
+        slowdown: float = 1.0,
+        exits: Mapping[int, Gate] | None = None,
+    ) -> None:
         manifest = artifact.manifest
         if manifest.preprocess is None or len(manifest.inputs) != 1:
             raise UsageError(
@@ -88,6 +103,7 @@ class Head:
         self._chain = chain
         self._codecs = Codecs(artifact)
         self._slowdown = slowdown
+        self.exits = dict(exits or {})
 
     def plan(self, cut: str, codec_name: str, quality: float | None = None) -> Plan:
         """Make a plan, refusing what cannot work.
@@ -119,15 +135,22 @@ class Head:
         return plan.position == len(self._chain)
 
     def run(
-        self, content: bytes, plan: Plan, history: History | None = None, *, encodes: bool = True
+        self,
+        content: bytes,
+        plan: Plan,
+        history: History | None = None,
+        *,
+        encodes: bool = True,
+        may_exit: bool = False,
     ) -> Work:
-        """Decode a picture, run the head, encode the features.
+        """Decode a picture, run the head, ask the exit, encode what it did not answer.
 
         Args:
             content: the picture's file.
             plan: where to cut, and how to encode.
             history: what the features may be coded by; None codes them by themselves.
             encodes: False leaves the encoding to a call of `encode`.
+            may_exit: whether the cut's exit may answer, where it has one.
 
         Raises:
             PictureError: not a picture.
@@ -139,7 +162,10 @@ class Head:
         run = self._chain.run
         work.tensors = self._timed(work, "head", run, {name: values}, 0, plan.position)
         work.pixels = pixels if plan.codec.takes_pixels else None
-        if encodes and not self.is_local(plan):
+        gate = self.exits.get(plan.position) if may_exit else None
+        if gate is not None:
+            work.judged = self._timed(work, "exit", gate.judge, work.tensors)
+        if encodes and not work.is_early and not self.is_local(plan):
             self.encode(work, plan, history)
         return work
 
@@ -162,7 +188,9 @@ class Head:
             work.coded = replace(work.coded, built_on=None)
 
     def finish(self, work: Work) -> Mapping[str, Array]:
-        """Run the rest of the model here, from the features at hand."""
+        """Run the rest of the model here, from the features at hand; of an early answer nothing."""
+        if work.judged is not None and work.judged.is_early:
+            return work.judged.outputs
         return self._timed(
             work, "edge_tail", self._chain.run, work.tensors, work.position, len(self._chain)
         )
@@ -179,6 +207,8 @@ class Head:
         for plan in plans:
             tensors = self._chain.run({spec.name: blank}, 0, plan.position)
             work = Work(plan.position, dict(tensors))
+            if plan.position in self.exits:
+                self.exits[plan.position].head.run(tensors)
             if plan.codec.takes_pixels:
                 work.pixels = np.zeros((*self._preprocess.crop, 3), np.uint8)
             if not self.is_local(plan):

@@ -103,22 +103,25 @@ class Agent:
         """Answer one input; what cannot be read or computed gives an answer with an error."""
         return await self._complete(await self._begin(item))
 
-    def _take(self, item: Item) -> Begun:
-        """Note an input and choose its plan."""
-        begun = Begun(item, self.plan, os.urandom(16), time.perf_counter())
+    def _take(self, item: Item) -> tuple[Begun, bool]:
+        """Note an input and choose its plan; say whether an exit may answer it.
+
+        What is sent to learn of the link has to be sent.
+        """
+        begun, is_trial = Begun(item, self.plan, os.urandom(16), time.perf_counter()), False
         if self._pilot is not None:
             choice, plans = self._pilot.choose(self._breaker), self._pilot.plans
-            begun.is_probe = choice.probe is not None
+            begun.is_probe, is_trial = choice.probe is not None, choice.is_trial
             begun.option = choice.option if choice.probe is None else choice.probe
             begun.plan, begun.answering = plans[begun.option], plans[choice.option]
-        return begun
+        return begun, not begun.is_probe and not is_trial
 
     async def _begin(self, item: Item) -> Begun:
         """Read an input and run its head."""
-        begun = self._take(item)
+        begun, may_exit = self._take(item)
         try:
             content = await asyncio.to_thread(item.read)
-            run = functools.partial(self._head.run, encodes=not begun.is_probe)
+            run = functools.partial(self._head.run, encodes=not begun.is_probe, may_exit=may_exit)
             begun.work = await self._compute.run(HEAD, run, content, begun.plan, self._history)
         except SplitServeError as error:
             begun.error = str(error)
@@ -158,6 +161,7 @@ class Agent:
             id=begun.item.name,
             request_id=begun.request_id.hex(),
             plan=self._plan_facts(begun),
+            confidence=work.judged.confidence if work.judged else None,
             answered_by="cloud" if cloud else "edge",
             labels=top_labels(outputs[manifest.outputs[0].name], manifest.labels),
             fallback=reason,
@@ -181,13 +185,20 @@ class Agent:
 
     def _plan_facts(self, begun: Begun) -> dict[str, str]:
         plan = begun.plan if begun.answering is None else begun.answering
-        codec = "none" if self._head.is_local(plan) else plan.codec.name
+        is_early = begun.work is not None and begun.work.is_early
+        codec = "none" if is_early or self._head.is_local(plan) else plan.codec.name
         facts = {"cut": plan.cut, "codec": codec}
+        if is_early:
+            facts["exit"] = plan.cut
+        if self._pilot is not None:
+            facts["name"] = self._pilot.name_of(plan)
         if begun.is_probe:
             facts["probe"] = begun.plan.cut
         return facts
 
     async def _finish(self, work: Work) -> Mapping[str, Array]:
+        if work.is_early:
+            return self._head.finish(work)
         outputs = await self._compute.run(FINISH, self._head.finish, work)
         self._finish_s[work.position] = work.stages_s["edge_tail"]
         return outputs
@@ -203,7 +214,7 @@ class Agent:
 
     async def _from_cloud(self, work: Work, begun: Begun) -> Outcome:
         """Ask the cloud while there is time; otherwise say why not."""
-        if begun.is_probe or self._head.is_local(begun.plan):
+        if begun.is_probe or work.is_early or self._head.is_local(begun.plan):
             return None, None
         if self._asker is None:
             return None, "no cloud is configured"
@@ -287,5 +298,7 @@ class Agent:
         self._compute.close()
         if self._pilot is not None:
             self._pilot.log_summary()
+        for gate in self._head.exits.values():
+            logger.info("early answers in total", extra=gate.summary())
         if self._asker is not None:
             await self._asker.close()

@@ -27,6 +27,8 @@ class Counts:
     trials: int = 0
     overdue: int = 0
     replies: int = 0
+    early: int = 0
+    """Requests that an exit answered."""
 
 
 class Pilot:
@@ -49,6 +51,7 @@ class Pilot:
         self.controller = Controller(options, deadline_s, expected)
         self.plans = tuple(plans)
         self.counts = Counts()
+        self._encode_s: dict[int, float] = {}
 
     def choose(self, breaker: Breaker) -> Choice:
         """Choose for one request, and log it when the plan changes."""
@@ -68,13 +71,29 @@ class Pilot:
         """Name of an option."""
         return self.controller.options[option].name
 
+    def name_of(self, plan: Plan) -> str:
+        """Name of the option that a plan is of."""
+        return next(self.name(index) for index, one in enumerate(self.plans) if one is plan)
+
     def edge_ran(self, begun: Begun) -> None:
         """Tell what the device took, at a remote cut up to the encoding, else for all of it.
 
-        A probe is left out: it runs the model in two pieces.
+        A probe is left out: it runs the model in two pieces. An exit's own time is left out too,
+        for no profile has it, and an early answer, which encodes nothing, counts with the encoding
+        of the latest request of its option; before there is one it tells nothing.
         """
-        if begun.work is not None and not begun.is_probe:
-            self.controller.edge_ran(begun.option, sum(begun.work.stages_s.values()))
+        work = begun.work
+        if work is None or begun.is_probe:
+            return
+        edge_s = sum(s for stage, s in work.stages_s.items() if stage != "exit")
+        if work.is_early:
+            self.counts.early += 1
+            if begun.option not in self._encode_s:
+                return
+            edge_s += self._encode_s[begun.option]
+        elif "encode" in work.stages_s:
+            self._encode_s[begun.option] = work.stages_s["encode"]
+        self.controller.edge_ran(begun.option, edge_s)
 
     def replied(self, begun: Begun, answer: CloudAnswer) -> None:
         """Tell of a reply."""

@@ -49,7 +49,7 @@ class Judge:
             return self._relative_error(got, wanted) ** 2
         name = self.outputs[0]
         with np.errstate(over="ignore", invalid="ignore"):
-            truth, guess = _log_shares(wanted[name]), _log_shares(got[name])
+            truth, guess = log_shares(wanted[name]), log_shares(got[name])
             return float((np.exp(truth) * (truth - guess)).sum() / len(truth))
 
     def _relative_error(self, got: Tensors, wanted: Tensors) -> float:
@@ -109,7 +109,7 @@ def estimate(hits: Sequence[bool]) -> Estimate:
     return Estimate(value=round(100 * share, 3), low=round(100 * low, 3), high=round(100 * high, 3))
 
 
-def _log_shares(scores: Array) -> Doubles:
+def log_shares(scores: Array) -> Doubles:
     """Logarithms of class probabilities of each row, from logits or from probabilities."""
     rows = scores.reshape(-1, scores.shape[-1]).astype(np.float64)
     sums = rows.sum(axis=1, keepdims=True)

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -139,6 +139,55 @@ class Calibration(_Part):
     """Largest relative error that still agrees."""
 
 
+class ExitRate(_Part):
+    """What an exit does when a share of the inputs goes on to the cloud."""
+
+    upload: float = Field(gt=0, lt=100)
+    """Percent of the calibration's inputs with a lower confidence."""
+    threshold: float = Field(ge=0, le=1)
+    """Least confidence that answers early."""
+    early: Estimate
+    """Early answers that were those of the whole model."""
+    answers: Estimate
+    """The same of all answers, what goes on counting as the whole model's."""
+
+
+class ExitFloor(_Part):
+    """The lowest confidence at which early answers kept an agreement."""
+
+    agreement: float = Field(gt=0, le=100)
+    """Percent of early answers that had to be those of the whole model."""
+    threshold: float = Field(ge=0, le=1)
+    upload: float = Field(ge=0, lt=100)
+    """Percent of the calibration's inputs with a lower confidence."""
+
+
+class Exit(_Part):
+    """A small classifier on a cut's features that may answer instead of the tail."""
+
+    graph: StoredFile
+    """From the egress tensors to class probabilities, (1, classes); the largest is the
+    confidence."""
+    rates: tuple[ExitRate, ...] = Field(min_length=1)
+    """The most uploads first."""
+    floors: tuple[ExitFloor, ...]
+    """The highest agreement first; those that no confidence kept are left out."""
+    temperature: float = Field(gt=0)
+    """What the scores were divided by so that the confidence is the chance of agreeing."""
+    fitted_on: int = Field(ge=1)
+    """Inputs that it was fitted to, and by cross-fitting measured on."""
+    folds: int = Field(ge=2)
+    inputs_sha256: Sha256
+    seed: int
+
+    @model_validator(mode="after")
+    def _falling(self) -> "Exit":
+        for before, after in pairwise(self.rates):
+            if after.upload >= before.upload or after.threshold > before.threshold:
+                raise ValueError("the rates of an exit do not fall with the share of uploads")
+        return self
+
+
 class Cut(_Part):
     """A place where head and tail part."""
 
@@ -153,6 +202,8 @@ class Cut(_Part):
     where it is small beside the model."""
     calibration: Calibration | None = None
     """Tables and rates of the `step-ans` codec; None until `splitserve calibrate`."""
+    exit: Exit | None = None
+    """A classifier that may answer here; None until `splitserve calibrate --exits`."""
 
 
 class ModelFacts(_Part):
@@ -223,10 +274,11 @@ class Manifest(_Part):
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """Everything that lies beside the manifest: segments, fused heads, codec tables."""
+        """Everything beside the manifest: segments, fused heads, codec tables, exits."""
         heads = [cut.fused_head for cut in self.cuts if cut.fused_head]
         tables = [cut.calibration.tables for cut in self.cuts if cut.calibration]
-        return (*self.segments, *heads, *tables)
+        exits = [cut.exit.graph for cut in self.cuts if cut.exit]
+        return (*self.segments, *heads, *tables, *exits)
 
     def position(self, name: str) -> int:
         """Number of the position called `name`.
@@ -292,6 +344,17 @@ class Artifact:
             return None
         calibration = self.manifest.cuts[position - 1].calibration
         return self.read_file(calibration.tables) if calibration else None
+
+    def read_exit(self, position: int) -> bytes | None:
+        """Return the ONNX bytes of a cut's exit, None where it has none.
+
+        Raises:
+            IntegrityError: the file differs from its hash, is missing or no regular file.
+        """
+        if not 1 <= position <= len(self.manifest.cuts):
+            return None
+        found = self.manifest.cuts[position - 1].exit
+        return self.read_file(found.graph) if found else None
 
     def read_file(self, stored: StoredFile) -> bytes:
         """Return a file's bytes after comparing them with the manifest's hash.

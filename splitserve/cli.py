@@ -65,8 +65,22 @@ COMMANDS = {
     "bench temporal": Command(
         "splitserve.bench.temporal", "bytes of moving pictures, frame by frame and streamed", "demo"
     ),
+    "bench exits": Command(
+        "splitserve.bench.exits", "early answers under a budget of uploads", "demo"
+    ),
+    "bench e2e": Command(
+        "splitserve.bench.e2e.command",
+        "plan, run every arm over links, see if the plan was right",
+        "demo",
+    ),
     "bench footprint": Command(
         "splitserve.bench.footprint", "modules, memory and start-up time of the agent", "demo"
+    ),
+    "bench replay": Command(
+        "splitserve.bench.replay", "a link that changes: adaptive agent against fixed plans", "demo"
+    ),
+    "bench outage": Command(
+        "splitserve.bench.outage", "what a dead, silent or slow cloud costs the agent", "demo"
     ),
     "completion": Command("splitserve.completion", "print a bash completion script", "edge"),
 }

@@ -73,6 +73,8 @@ def _show(artifact: Artifact) -> None:
     console.print(table)
     if any(cut.calibration for cut in manifest.cuts):
         console.print(_rates(manifest))
+    if any(cut.exit for cut in manifest.cuts):
+        console.print(_exits(manifest))
     console.print(f"[green]all {len(manifest.files)} files match their hashes[/]")
 
 
@@ -95,6 +97,22 @@ def _rates(manifest: Manifest) -> Table:
                 f"{rate.parameter}",
                 f"{calibration.measured_on}",
             )
+    return table
+
+
+def _exits(manifest: Manifest) -> Table:
+    """What the exits were seen to be worth at each floor of agreement."""
+    table = Table(title="exits: early answers that agree with the whole model")
+    table.add_column("cut", no_wrap=True)
+    for name in ("agreement from", "confidence from", "uploads %", "inputs", "kB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, found in [(cut.name, cut.exit) for cut in manifest.cuts if cut.exit]:
+        size = f"{found.graph.bytes / 1e3:,.1f}"
+        for floor in found.floors:
+            figures = (f"{floor.agreement:g}", f"{floor.threshold:.4f}", f"{floor.upload:.1f}")
+            table.add_row(escape(name), *figures, f"{found.fitted_on}", size)
+        if not found.floors:
+            table.add_row(escape(name), "none kept", "", "", f"{found.fitted_on}", size)
     return table
 
 

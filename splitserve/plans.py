@@ -107,6 +107,8 @@ class PlanFile(_Part):
     """Members of the envelope and, the last resort, edge-only; the fewest bytes first."""
     expected: Link | None = None
     """The link that was planned for, from which the device's estimates start."""
+    upload_budget: float | None = Field(default=None, ge=0, le=100)
+    """Percent of the inputs to upload where a plan cuts at an exit; None leaves exits alone."""
 
 
 def read_plans(path: Path) -> PlanFile:

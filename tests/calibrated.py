@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,13 @@ def write_stream(folder: Path, artifact: Artifact, seed: int, count: int) -> lis
         paths.append(folder / f"{seed}-{turn:03}.png")
         paths[-1].write_bytes(buffer.getvalue())
     return paths
+
+
+def write_scenes(folder: Path, artifact: Artifact, seeds: Iterable[int]) -> Path:
+    """Write one still picture for every seed, and labels that mean nothing."""
+    rows = ["file,label"]
+    for seed in seeds:
+        (path,) = write_stream(folder, artifact, seed, 1)
+        rows.append(f"{path.name},{seed % 10}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from calibrated import calibrate_tiny
+from calibrated import calibrate_tiny, write_scenes
 from graphs import TINY_RECIPE, fork_net, write_model, write_tiny
 
+from splitserve.artifact import load_artifact
+from splitserve.cli import main
 from splitserve.split import choose_cuts, load_graph, recipe_of, split_model
 from splitserve.split.command_export import CHECKOUT, export
 
@@ -89,3 +91,22 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in PICTURES:
         shutil.copy(Path(spec.origin).parent / "data" / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 120 smooth pictures with labels, all different."""
+    folder = tmp_path_factory.mktemp("scenes")
+    return write_scenes(folder, load_artifact(tiny_artifact), range(120))
+
+
+@pytest.fixture(scope="session")
+def exit_artifact(
+    calibrated_artifact: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """calibrated_artifact with an exit at every cut, fitted to `scenes`; read only."""
+    target = tmp_path_factory.mktemp("artifact") / "exits"
+    cuts = ",".join(cut.name for cut in load_artifact(calibrated_artifact).manifest.cuts)
+    words = [str(calibrated_artifact), "-o", str(target), "--images", str(scenes)]
+    assert main(["calibrate", *words, "--exits", cuts, "--exits-only", "--threads", "1"]) == 0
+    return target

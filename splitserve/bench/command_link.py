@@ -9,9 +9,10 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from splitserve.bench.link import Link, LinkSettings, self_test
-from splitserve.bench.trace import play, read_trace
+from splitserve.bench.play import play
 from splitserve.errors import UsageError
 from splitserve.output import print_document
+from splitserve.plan.trace import read_trace
 from splitserve.settings import Settings
 
 

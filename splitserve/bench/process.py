@@ -2,16 +2,18 @@
 
 import contextlib
 import json
-import select
+import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from splitserve.errors import MeasurementError
 
@@ -20,8 +22,17 @@ STOP_S = 10.0
 MEASURE_S = 120.0
 
 
+class Heard(NamedTuple):
+    """A line that a process printed, and when it arrived (`time.perf_counter`)."""
+
+    at_s: float
+    line: dict[str, Any]
+
+
 class Process:
     """One `splitserve` command that speaks JSON lines.
+
+    A thread reads them, so that each has the time at which it arrived, whenever it is heard.
 
     Args:
         words: the command and its flags.
@@ -36,6 +47,14 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
+        self._lines: queue.Queue[tuple[float, bytes]] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            self._lines.put((time.perf_counter(), line))
+        self._lines.put((time.perf_counter(), b""))
 
     @property
     def pid(self) -> int:
@@ -62,22 +81,58 @@ class Process:
         Raises:
             MeasurementError: nothing came in time, or the process has died.
         """
-        stdout = self._process.stdout
-        if stdout is None or not select.select([stdout], [], [], timeout_s)[0]:
+        heard = self.listen(timeout_s)
+        if heard is None:
             raise MeasurementError(f"`splitserve {self._words[0]}` said nothing in {timeout_s} s")
-        line = stdout.readline()
+        return heard.line
+
+    def listen(self, timeout_s: float) -> Heard | None:
+        """Return the next JSON line, None when none came in time.
+
+        Raises:
+            MeasurementError: the process has died.
+        """
+        try:
+            at_s, line = self._lines.get(timeout=max(0.0, timeout_s))
+        except queue.Empty:
+            return None
         if not line:
+            self._lines.put((at_s, line))  # for whoever listens next
             raise self._death()
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return Heard(at_s, json.loads(line))
 
     def _death(self) -> MeasurementError:
         status = self._process.wait(STOP_S)
-        self._log.seek(0)
-        last = self._log.read().decode(errors="replace").strip().splitlines()[-3:]
+        last = self.log().strip().splitlines()[-3:]
         return MeasurementError(
             f"`splitserve {self._words[0]}` ended with status {status}: {' | '.join(last)}"
         )
+
+    def finish(self) -> str:
+        """End its standard input, wait for its end, and return all that it logged.
+
+        Raises:
+            MeasurementError: it did not end.
+        """
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired as error:
+            raise MeasurementError(
+                f"`splitserve {self._words[0]}` did not end in {STOP_S} s"
+            ) from error
+        return self.log()
+
+    def log(self) -> str:
+        """What it has logged so far."""
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
 
     def stop(self) -> None:
         """End it, gently at first."""
@@ -90,6 +145,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join(STOP_S)
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._log.close()

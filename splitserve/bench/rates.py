@@ -98,7 +98,7 @@ class Setting:
             "agreement": agreement.value,
             "agreement_low": agreement.low,
             "agreement_high": agreement.high,
-            **_top1_change(self.gains),
+            **top1_change(self.gains),
             **times,
         }
 
@@ -212,7 +212,7 @@ class Meter:
         return dict(self._chain.run(tensors, position, len(self._chain)))
 
 
-def _top1_change(gains: Sequence[int]) -> dict[str, float]:
+def top1_change(gains: Sequence[int]) -> dict[str, float]:
     """Change of top-1 in points with its 95 % interval, from pairs."""
     if not gains:
         return {}

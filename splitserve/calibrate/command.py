@@ -15,6 +15,7 @@ from rich.table import Table
 
 from splitserve.agreement import Judge, make_judge
 from splitserve.artifact import CALIBRATED_ON_MAX, Artifact, Cut, Estimate, Manifest, load_artifact
+from splitserve.calibrate.exits import require_classifier
 from splitserve.calibrate.inputs import INPUTS_MIN, read_inputs
 from splitserve.calibrate.whole import Task, calibrate_artifact
 from splitserve.errors import UsageError
@@ -49,6 +50,11 @@ class Options(Settings):
     """Folder to write; by default the artifact itself."""
     cuts: Names = Field(default=[])
     """Cuts to calibrate, comma-separated; by default all."""
+    exits: Names = Field(default=[])
+    """Cuts that get an exit, comma-separated: a small classifier that may answer easy inputs on
+    the device. Needs a classifier; 1,000 inputs and more (--limit) are well spent here."""
+    exits_only: bool = False
+    """Fit the exits alone; the codecs stay as they are."""
     floors: Percents = Field(default=[99.5, 99, 98, 95], min_length=1)
     """Agreement with the unsplit model to keep, percent, comma-separated."""
     limit: int = Field(default=500, ge=INPUTS_MIN, le=CALIBRATED_ON_MAX)
@@ -70,38 +76,57 @@ def run(options: Options) -> int:
     """Calibrate, write and report."""
     artifact = load_artifact(options.artifact)
     manifest = artifact.manifest
-    names = dict.fromkeys(options.cuts or manifest.positions[1:-1])
-    positions = [manifest.position(name) for name in names]
-    if not positions or not all(1 <= position <= len(manifest.cuts) for position in positions):
-        raise UsageError(
-            f"nothing to calibrate: {options.artifact} has the cuts"
-            f" {', '.join(manifest.positions[1:-1]) or '(none)'}"
-        )
-    kind = None if options.agreement == "auto" else options.agreement
-    task = Task(
-        positions=positions,
-        floors=options.floors,
-        judge=make_judge(manifest.outputs, kind, options.tolerance),
-        seed=options.seed,
-        threads=options.threads,
-    )
+    task = _make_task(options, manifest)
     console = Console(stderr=True)
     with console.status("reading the inputs"):
         inputs = read_inputs(options.images, manifest, options.limit, options.seed)
     _say(console, describe_judge(task.judge, manifest))
-    for warning in warn_of_few(options.floors, len(inputs)):
+    for warning in warn_of_few(options.floors, len(inputs)) if task.positions else []:
         _say(console, warning, style="yellow")
     with show_progress(console) as progress:
         target = options.output or options.artifact
         written = calibrate_artifact(artifact, inputs, task, target, progress)
-    cuts = [written.manifest.cuts[position - 1] for position in positions]
-    _report(written, cuts, options)
+    cuts = [written.manifest.cuts[position - 1] for position in task.positions]
+    _report(written, cuts, task, options)
     for line in warn_of_memory(cuts, len(inputs)):
         _say(console, line, style="yellow")
     dropped = name_dropped(cuts, options.floors)
     for line in dropped:
         _say(console, line, style="red")
     return 3 if dropped else 0
+
+
+def _make_task(options: Options, manifest: Manifest) -> Task:
+    """Say what is to be done.
+
+    Raises:
+        UsageError: no such cut, nothing to do, or exits for a model that is no classifier.
+    """
+    if options.exits_only and not options.exits:
+        raise UsageError("--exits-only needs the cuts: add --exits CUT")
+    wanted = [] if options.exits_only else options.cuts or manifest.positions[1:-1]
+    positions, exits = (
+        [manifest.position(name) for name in dict.fromkeys(names)]
+        for names in (wanted, options.exits)
+    )
+    all_cuts = [*positions, *exits]
+    if not all_cuts or not all(1 <= position <= len(manifest.cuts) for position in all_cuts):
+        raise UsageError(
+            f"nothing to calibrate: {options.artifact} has the cuts"
+            f" {', '.join(manifest.positions[1:-1]) or '(none)'}"
+        )
+    kind = None if options.agreement == "auto" else options.agreement
+    judge = make_judge(manifest.outputs, kind, options.tolerance)
+    if exits:
+        require_classifier(manifest, judge)
+    return Task(
+        positions=positions,
+        floors=options.floors,
+        judge=judge,
+        seed=options.seed,
+        threads=options.threads,
+        exits=exits,
+    )
 
 
 def describe_judge(judge: Judge, manifest: Manifest) -> str:
@@ -163,7 +188,8 @@ def show_progress(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-def _report(artifact: Artifact, cuts: Sequence[Cut], options: Options) -> None:
+def _report(artifact: Artifact, cuts: Sequence[Cut], task: Task, options: Options) -> None:
+    exits = [artifact.manifest.cuts[position - 1] for position in task.exits]
     if options.as_json:
         print_document(
             {
@@ -174,9 +200,39 @@ def _report(artifact: Artifact, cuts: Sequence[Cut], options: Options) -> None:
                     for cut in cuts
                     if cut.calibration
                 ],
+                "exits": [
+                    {"name": cut.name, "exit": cut.exit.model_dump()} for cut in exits if cut.exit
+                ],
             }
         )
         return
+    if cuts:
+        _show_rates(artifact, cuts)
+    if exits:
+        Console().print(_exit_table(exits))
+        _say(
+            Console(stderr=True),
+            "uploads: share of these inputs whose confidence is under `from`; agreement with the"
+            " whole model, every input judged by an exit that was fitted to others",
+        )
+    _say(Console(stderr=True), f"{artifact.root}: id {artifact.id.hex()}")
+
+
+def _exit_table(cuts: Sequence[Cut]) -> Table:
+    table = Table(title="exits", box=SIMPLE_HEAD)
+    table.add_column("cut", overflow="fold", min_width=8)
+    for name in ("uploads %", "from", "early agree (95 %)", "all agree (95 %)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cut in cuts:
+        table.add_section()
+        for index, rate in enumerate(cut.exit.rates if cut.exit else ()):
+            name = "" if index else escape(cut.name)
+            shares = interval(rate.early), interval(rate.answers)
+            table.add_row(name, f"{rate.upload:g}", f"{rate.threshold:.4f}", *shares)
+    return table
+
+
+def _show_rates(artifact: Artifact, cuts: Sequence[Cut]) -> None:
     table = Table(title=f"{escape(artifact.manifest.model.name)}: step-ans", box=SIMPLE_HEAD)
     table.add_column("cut", overflow="fold", min_width=8)
     for name in ("floor", "agreement (95 %)", "bytes", "p95", "top-1 (unsplit)"):
@@ -202,7 +258,6 @@ def _report(artifact: Artifact, cuts: Sequence[Cut], options: Options) -> None:
     Console().print(table)
     _say(
         Console(stderr=True),
-        f"{artifact.root}: id {artifact.id.hex()}\n"
         "bytes: one request frame, everything counted; agreement: 95 % interval, on inputs that"
         " the tables were not fitted to",
     )

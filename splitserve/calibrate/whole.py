@@ -14,11 +14,13 @@ from splitserve.artifact import (
     CALIBRATED_ON_MAX,
     Artifact,
     Calibration,
+    Exit,
     Manifest,
     StoredFile,
     write_artifact,
 )
 from splitserve.calibrate.cut import CutCalibrator, Material, most_searches
+from splitserve.calibrate.exits import ExitFitter, Origin
 from splitserve.calibrate.inputs import Inputs, model_input
 from splitserve.calibrate.motion import SHIFTS, moved_pictures
 from splitserve.codec import write_tables
@@ -43,6 +45,7 @@ class Task:
         judge: what agreeing means.
         seed: of the noise.
         threads: to compute with; 0 takes the cores there are.
+        exits: positions of the cuts that get an exit, of a classifier only.
     """
 
     positions: Sequence[int]
@@ -50,12 +53,13 @@ class Task:
     judge: Judge
     seed: int = 0
     threads: int = 0
+    exits: Sequence[int] = ()
 
 
 def calibrate_artifact(
     artifact: Artifact, inputs: Inputs, task: Task, target: Path, progress: Progress
 ) -> Artifact:
-    """Find tables and rates for some cuts; the others keep theirs.
+    """Find tables and rates for some cuts, and exits for some; the others keep theirs.
 
     Args:
         artifact: as it is.
@@ -69,7 +73,7 @@ def calibrate_artifact(
         CodecError: features that the codec cannot carry.
     """
     manifest = artifact.manifest
-    named = _calibrated_on(manifest, inputs, task.positions)
+    named = _calibrated_on(manifest, inputs, task)
     chain = open_chain(artifact, RuntimeOptions(threads=task.threads))
     answers = _Answers(artifact, chain, inputs)
     cuts, made = list(manifest.cuts), {}
@@ -77,6 +81,9 @@ def calibrate_artifact(
         tables, calibration = _calibrate(answers, position, task, progress)
         made[calibration.tables.file] = tables
         cuts[position - 1] = cuts[position - 1].model_copy(update={"calibration": calibration})
+    for position, (graph, facts) in _fit_exits(answers, task, progress).items():
+        made[facts.graph.file] = graph
+        cuts[position - 1] = cuts[position - 1].model_copy(update={"exit": facts})
     changed = manifest.model_copy(update={"cuts": tuple(cuts), "calibrated_on": named})
     files = {
         stored.file: made.get(stored.file) or artifact.read_file(stored) for stored in changed.files
@@ -84,12 +91,13 @@ def calibrate_artifact(
     return write_artifact(target, changed, files)
 
 
-def _calibrated_on(manifest: Manifest, inputs: Inputs, positions: Sequence[int]) -> tuple[str, ...]:
-    """Names of these inputs, and of earlier ones while a cut keeps an earlier calibration."""
+def _calibrated_on(manifest: Manifest, inputs: Inputs, task: Task) -> tuple[str, ...]:
+    """Names of these inputs, and of earlier ones while a cut keeps what was fitted to them."""
     kept = [
         cut
         for position, cut in enumerate(manifest.cuts, 1)
-        if cut.calibration and position not in positions
+        if (cut.calibration and position not in task.positions)
+        or (cut.exit and position not in task.exits)
     ]
     named = sorted({*inputs.names, *(manifest.calibrated_on if kept else ())})
     if len(named) > CALIBRATED_ON_MAX:
@@ -134,6 +142,32 @@ def _calibrate(
     )
 
 
+def _fit_exits(
+    answers: "_Answers", task: Task, progress: Progress
+) -> dict[int, tuple[bytes, Exit]]:
+    """Fit the exits of all cuts in one pass over the inputs; only pooled features are kept."""
+    manifest = answers.artifact.manifest
+    if not task.exits:
+        return {}
+    is_last = bool(manifest.preprocess and manifest.preprocess.layout == "NHWC")
+    fitters = {
+        position: ExitFitter(position, manifest.egress(position), channels_last=is_last)
+        for position in sorted(task.exits)
+    }
+    bar = progress.add_task("exits", total=len(answers.inputs))
+    for index in range(len(answers.inputs)):
+        tensors, reached = answers.tensors(index), 0
+        for position, fitter in fitters.items():
+            tensors = answers.chain.run(tensors, reached, position)
+            reached = position
+            fitter.see(tensors)
+        answers.keep(index, answers.chain.run(tensors, reached, len(answers.chain)))
+        progress.advance(bar)
+    wanted = [answers.wanted(index) for index in range(len(answers.inputs))]
+    output, origin = manifest.outputs[0].name, Origin(answers.inputs.sha256, task.seed)
+    return {position: fitter.fit(wanted, output, origin) for position, fitter in fitters.items()}
+
+
 class _Answers:
     """Inputs with what the unsplit model answers."""
 
@@ -146,6 +180,10 @@ class _Answers:
         if index not in self._wanted:
             self._wanted[index] = dict(self.chain.run(self.tensors(index), 0, len(self.chain)))
         return self._wanted[index]
+
+    def keep(self, index: int, outputs: Tensors) -> None:
+        """Note an answer of the unsplit model that was computed elsewhere."""
+        self._wanted.setdefault(index, dict(outputs))
 
     def tensors(self, index: int) -> Tensors:
         if self.inputs.pixels:

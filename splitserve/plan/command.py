@@ -10,11 +10,13 @@ from splitserve.artifact import Artifact, Manifest, load_artifact
 from splitserve.errors import UsageError
 from splitserve.output import print_document
 from splitserve.plan.decide import Decision, decide
+from splitserve.plan.early import Early, early_document, expect_early, say_early
 from splitserve.plan.limits import Limits, Powers
 from splitserve.plan.offers import check_profile, make_offers, make_setup
 from splitserve.plan.plot import draw_plans
 from splitserve.plan.report import as_document, show
-from splitserve.plan.sampled import State, forecast, read_trace, typical_bps
+from splitserve.plan.sampled import State, forecast, states_of, typical_bps
+from splitserve.plan.trace import read_trace
 from splitserve.plan.units import MaybeBytes, MaybeSeconds, Rate, Rates, Seconds
 from splitserve.plans import Link, PlanFile
 from splitserve.profile import Profile, read_profile
@@ -71,6 +73,9 @@ class Options(Settings):
     """File of lines `seconds,bits_per_second`: plans over a link that changes."""
     uplink_samples: Rates = Field(default_factory=list)
     """The same from equally likely rates: 1Mbit,5Mbit,20Mbit."""
+    upload_budget: float | None = Field(default=None, ge=0, le=100)
+    """Percent of the inputs to upload where a plan cuts at an exit; the exit answers the others on
+    the device. Goes into the plan file; the times shown are those of inputs that are uploaded."""
     plot: Path | None = None
     """PNG file to draw latency against bandwidth into."""
     output: Path | None = None
@@ -109,18 +114,34 @@ def run(options: Options) -> int:
     outlook = forecast(feasible, states, link.rtt_s) if states and feasible else None
     if options.plot:
         draw_plans(decision, f"{artifact.manifest.model.name}: every plan", options.plot)
-    if options.output:
-        plans = make_plan_file(decision, artifact)
-        options.output.write_text(plans.model_dump_json(indent=1) + "\n")
+    early = _plan_file(options, decision, artifact)
     if options.as_json:
         document = as_document(decision, setup, outlook, limits.powers)
-        print_document({"artifact_id": artifact.id.hex(), **document})
+        print_document(
+            {"artifact_id": artifact.id.hex(), **document, "early": early_document(early)}
+        )
     else:
         show(decision, setup, outlook, limits.powers, is_full=options.all)
+        for line in say_early(early, options.upload_budget):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
     return 0 if decision.does_split else EXIT_NO_SPLIT
 
 
-def make_plan_file(decision: Decision, artifact: Artifact) -> PlanFile:
+def _plan_file(options: Options, decision: Decision, artifact: Artifact) -> list[Early]:
+    """Write the plans where that is wanted; return what exits are expected to answer early."""
+    budget = options.upload_budget
+    if not options.output and budget is None:
+        return []
+    plans = make_plan_file(decision, artifact, budget)
+    early = [] if budget is None else expect_early(artifact.manifest, plans.options, budget)
+    if options.output:
+        options.output.write_text(plans.model_dump_json(indent=1) + "\n")
+    return early
+
+
+def make_plan_file(
+    decision: Decision, artifact: Artifact, upload_budget: float | None = None
+) -> PlanFile:
     """Members of the envelope and edge-only, the fewest bytes first."""
     kept = [
         verdict.offer.option
@@ -131,6 +152,7 @@ def make_plan_file(decision: Decision, artifact: Artifact) -> PlanFile:
         artifact_id=artifact.id.hex(),
         options=tuple(sorted(kept, key=lambda option: option.bytes_up)),
         expected=decision.link,
+        upload_budget=upload_budget,
     )
 
 
@@ -167,7 +189,7 @@ def _limits(options: Options, manifest: Manifest) -> Limits:
 
 def _states(options: Options) -> list[State]:
     if options.trace:
-        return read_trace(options.trace)
+        return states_of(read_trace(options.trace))
     return [State(1.0, rate) for rate in options.uplink_samples]
 
 

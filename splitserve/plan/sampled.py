@@ -1,13 +1,11 @@
 """Plans over many link states instead of one: best in expectation, best in p95."""
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 
 from splitserve.errors import UsageError
+from splitserve.plan.trace import Change, spans_s
 from splitserve.plans import Link, PlanOption, latency_s
 
 TAIL = 0.95
@@ -62,28 +60,12 @@ class Forecast:
     switching_p95_s: float
 
 
-def read_trace(path: Path) -> list[State]:
-    """Read lines `seconds,bits_per_second`: from that second on the link has that rate.
-
-    The last state lasts as long as the one before it.
-
-    Raises:
-        UsageError: no such file, or a line that is none of these; the message names it.
-    """
-    try:
-        with path.open(newline="") as file:
-            lines = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from error
-    points = [_point(row, path) for row in lines]
-    if not points:
-        raise UsageError(f"{path}: no line `seconds,bits_per_second` in it")
-    spans = [after[0] - before[0] for before, after in pairwise(points)] or [1.0]
-    if min(spans) <= 0:
-        raise UsageError(f"{path}: the seconds do not grow from line to line")
-    if len(points) > 1:
-        spans.append(spans[-1])
-    return [State(span, point[1]) for span, point in zip(spans, points, strict=True)]
+def states_of(changes: Sequence[Change]) -> list[State]:
+    """Turn a trace into states, each weighing as many seconds as it lasts."""
+    return [
+        State(span_s, change.rate_bps)
+        for span_s, change in zip(spans_s(changes), changes, strict=True)
+    ]
 
 
 def forecast(options: Sequence[PlanOption], states: Sequence[State], rtt_s: float) -> Forecast:
@@ -126,16 +108,6 @@ def typical_bps(states: Sequence[State]) -> float:
         raise UsageError("the trace lets nothing pass; name a rate with --uplink")
     rates = [state.uplink_bps for state in passing]
     return _quantile(rates, [state.weight for state in passing], 0.5)
-
-
-def _point(row: Sequence[str], path: Path) -> tuple[float, float]:
-    try:
-        second, rate = (float(word) for word in row)
-    except ValueError as error:
-        raise UsageError(f"{path}: {','.join(row)!r} is not `seconds,bits_per_second`") from error
-    if not (math.isfinite(second) and math.isfinite(rate) and rate >= 0):
-        raise UsageError(f"{path}: {','.join(row)!r}: a rate is zero or more")
-    return second, rate
 
 
 def _latency_s(option: PlanOption, state: State, rtt_s: float) -> float:

@@ -115,17 +115,17 @@ async def test_on_edge_only_a_probe_goes_up_after_the_answer_and_finds_the_link(
     agent = make(SLOW)
     await agent.warm_up()
     answers = await answers_of(agent, album, 6)
-    assert [answer.answered_by for answer in answers] == ["edge"] * 2 + ["cloud"] * 4
-    assert "probe" not in answers[0].plan
-    assert answers[1].plan == {"cut": OUTPUT, "codec": "none", "probe": answers[1].plan["probe"]}
+    assert [answer.answered_by for answer in answers] == ["edge"] + ["cloud"] * 5
+    probed = answers[0].plan["probe"]
+    assert answers[0].plan == {"cut": OUTPUT, "codec": "none", "name": "edge", "probe": probed}
     assert {answer.fallback for answer in answers} == {None}
-    assert len(cloud.requests) == 5
+    assert len(cloud.requests) == 6
     (record,) = [record for record in caplog.records if record.message == "plan changed"]
     assert (record.before, record.reason) == ("edge", "probe")
     assert record.uplink_bps > 1e5
     await agent.close()
     (summary,) = [record for record in caplog.records if record.message == "plans in total"]
-    assert (summary.switches, summary.probes, summary.replies) == (1, 1, 5)
+    assert (summary.switches, summary.probes, summary.replies) == (1, 1, 6)
     assert sum(summary.requests.values()) == 6
 
 

@@ -93,6 +93,7 @@ def test_an_answer_is_one_json_line_that_says_everything() -> None:
         "bytes_down": 20,
         "stages_s": {"head": 0.012346},
         "native_s": 0.001111,
+        "confidence": None,
     }
 
 

@@ -14,7 +14,8 @@ from planned import made_up_profile
 from splitserve.artifact import load_artifact
 from splitserve.cli import main
 from splitserve.plan import make_offers
-from splitserve.plans import Link, best_option, lower_envelope, read_plans
+from splitserve.plan.early import expect_early, say_early
+from splitserve.plans import Link, PlanOption, best_option, lower_envelope, read_plans
 from splitserve.profile import read_profile
 
 Capture = pytest.CaptureFixture[str]
@@ -329,3 +330,77 @@ def test_the_same_from_a_measured_profile(
     words = ["--edge-profile", str(profile), "--uplink", "1Mbit", "--rtt", "1ms"]
     assert main(["plan", str(wide_artifact), *words, "--agreement", "0"]) == 3
     assert "every split sends more" in capsys.readouterr().out.splitlines()[-1]
+
+
+# Early answers
+
+
+def plan_with_exits(exit_artifact: Path, tmp_path: Path, *words: str) -> int:
+    artifact = load_artifact(exit_artifact)
+    for name, slowdown in (("edge", SLOWDOWN), ("cloud", 1)):
+        profile = made_up_profile(artifact, WHOLE_S, slowdown)
+        (tmp_path / f"{name}.json").write_text(profile.model_dump_json())
+    flags = [f"--{name}-profile={tmp_path / name}.json" for name in ("edge", "cloud")]
+    return main(
+        ["plan", str(exit_artifact), *flags, "--rtt", "10ms", "--uplink", "150kbit", *words]
+    )
+
+
+def test_a_budget_of_uploads_goes_into_the_file_and_its_worth_is_said(
+    exit_artifact: Path, tmp_path: Path, capsys: Capture
+):
+    target = tmp_path / "plan.json"
+    words = ("--upload-budget", "65", "-o", str(target))
+    assert plan_with_exits(exit_artifact, tmp_path, *words) == 0
+    plans, artifact = read_plans(target), load_artifact(exit_artifact)
+    assert plans.upload_budget == 65
+    lines = [one for one in capsys.readouterr().out.splitlines() if one.startswith("Early")]
+    cuts = {one.cut for one in plans.options} & {cut.name for cut in artifact.manifest.cuts}
+    assert len(lines) == len(cuts) >= 1
+    for line in lines:
+        assert "35 % of the inputs, so 65 % are uploaded (the budget)" in line
+        assert "as calibrated at 70 % uploads" in line
+    assert plan_with_exits(exit_artifact, tmp_path, *words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["early"]
+    assert {one["cut"] for one in found} == cuts
+    assert {(one["upload"], one["rate"]["upload"]) for one in found} == {(65, 70)}
+
+
+def test_the_floor_of_agreement_allows_no_fewer_uploads_than_it_does(
+    exit_artifact: Path, tmp_path: Path
+):
+    manifest = load_artifact(exit_artifact).manifest
+    (cut, *_), options = manifest.cuts, [made_up_option(manifest.cuts[0].name)]
+    floors = [
+        floor.model_copy(update={"upload": 45.0})
+        for floor in cut.exit.floors
+        if floor.agreement == 98
+    ]
+    for found, upload, said in (
+        (floors, 45.0, "55 % of the inputs, so 45 % are uploaded (98 % agreement allows no fewer)"),
+        ([], 100.0, "next to none, for no lower share of uploads kept 98 % agreement"),
+    ):
+        exit_ = cut.exit.model_copy(update={"floors": tuple(found)})
+        changed = cut.model_copy(update={"exit": exit_})
+        now = manifest.model_copy(update={"cuts": (changed, *manifest.cuts[1:])})
+        (early,) = expect_early(now, options, 20)
+        assert early.upload == upload
+        assert said in say_early([early], 20)[0]
+
+
+def made_up_option(cut: str) -> PlanOption:
+    return PlanOption(
+        name=cut, cut=cut, codec="raw", bytes_up=1, edge_s=1, edge_p90_s=1, cloud_s=1, cloud_p90_s=1
+    )
+
+
+def test_without_a_budget_the_file_leaves_exits_alone(exit_artifact: Path, tmp_path: Path):
+    target = tmp_path / "plan.json"
+    assert plan_with_exits(exit_artifact, tmp_path, "-o", str(target)) == 0
+    assert read_plans(target).upload_budget is None
+
+
+def test_a_budget_without_exits_is_called_wrongly(plan: Plan):
+    status, _, err = plan("--uplink", "150kbit", "--upload-budget", "65")
+    assert status == 2
+    assert "--exits CUT" in " ".join(err.split())

@@ -1,26 +1,20 @@
-"""Links that change: expectation and p95 by hand, traces, and their refusals."""
+"""Links that change: expectation and p95 by hand, and traces."""
 
 import math
-from pathlib import Path
 
 import pytest
 from planned import EDGE, JPEG, SPLIT
 
 from splitserve.errors import UsageError
-from splitserve.plan.sampled import State, forecast, read_trace, typical_bps
+from splitserve.plan.sampled import State, forecast, states_of, typical_bps
+from splitserve.plan.trace import Change
 from splitserve.plans import Link, latency_s
 
 OPTIONS = [one.option for one in (EDGE, JPEG, SPLIT)]
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "trace.csv"
-    path.write_text(text)
-    return path
-
-
-def test_expectation_and_p95_are_over_the_time(tmp_path: Path):
-    states = read_trace(write(tmp_path, "# s,bit/s\n0,20e6\n30,1e6\n40,5e6\n"))
+def test_expectation_and_p95_are_over_the_time():
+    states = states_of([Change(0, 20e6), Change(30, 1e6), Change(40, 5e6)])
     assert states == [State(30, 20e6), State(10, 1e6), State(10, 5e6)]
     found = forecast(OPTIONS, states, 0.01)
     by_name = {one.name: one for one in found.outlooks}
@@ -52,8 +46,8 @@ def test_nothing_arrives_while_nothing_passes():
     assert math.isfinite(found.switching_mean_s)
 
 
-def test_a_trace_of_one_line_is_one_state(tmp_path: Path):
-    assert read_trace(write(tmp_path, "0,1e6\n")) == [State(1.0, 1e6)]
+def test_a_trace_of_one_line_is_one_state():
+    assert states_of([Change(0, 1e6)]) == [State(1.0, 1e6)]
 
 
 def test_the_typical_rate_is_the_median_of_what_passes():
@@ -61,24 +55,3 @@ def test_the_typical_rate_is_the_median_of_what_passes():
     assert typical_bps(states) == 3e6
     with pytest.raises(UsageError, match="lets nothing pass"):
         typical_bps([State(1, 0.0)])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no line `seconds,bits_per_second`"),
-        ("0,fast\n", "'0,fast' is not `seconds,bits_per_second`"),
-        ("0,1,2\n", "is not `seconds"),
-        ("0,-5\n", "zero or more"),
-        ("0,inf\n", "zero or more"),
-        ("5,1e6\n5,2e6\n", "do not grow"),
-    ],
-)
-def test_a_broken_trace_names_the_line(tmp_path: Path, text: str, message: str):
-    with pytest.raises(UsageError, match=message):
-        read_trace(write(tmp_path, text))
-
-
-def test_a_missing_trace_is_a_wrong_call(tmp_path: Path):
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_trace(tmp_path / "none.csv")
