@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,8 @@ from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from splitserve.artifact import load_artifact
+from splitserve.artifact import Artifact, load_artifact
+from splitserve.bench import replay
 from splitserve.bench.e2e.arms import Arm, choose_arms, plan_file
 from splitserve.bench.e2e.cells import measure_cell
 from splitserve.bench.e2e.figures import summarise
@@ -64,7 +65,7 @@ class Options(Settings):
     """Links, comma-separated: Mbit/s in either direction, slash, round trip in ms."""
     crossings: Numbers = Field(default=[20.0, 4.0])
     """Round trips, ms, at which to measure B* too, the rate where a split is worth most."""
-    slowdowns: Numbers = Field(default=[4.0, 16.0])
+    slowdowns: Numbers = Field(default=[16.0, 4.0], min_length=1)
     """How many times slower the device computes than this machine."""
     cuts: Names = Field(default_factory=list)
     """Cuts to run statically; by default the three that are fastest over these links."""
@@ -78,6 +79,9 @@ class Options(Settings):
     """Rounds of each profile."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Threads of the device; 0 means the cores this process may use."""
+    trace: Path | None = None
+    """File of lines `seconds,bits_per_second`: replay it, at the first slowdown, in place of the
+    links, with the edge alone, each plan by itself and the adaptive agent; draws trace.png."""
     files: bool = False
     """Send the picture files as they are; by default they are first written as uncompressed frames
     of the size that the model resizes to, as a camera delivers them."""
@@ -119,29 +123,46 @@ def run(options: Options) -> int:
             with console.status(f"profiling a device {slowdown:g} times slower"):
                 edge = profiled(artifact, first, target, [*_flags(options), *slow])
             sheet = make_sheet(artifact, edge, cloud, wish)
+            if options.trace:
+                return _replay(options, options.trace, sheet, second)
             cells += _latencies(options, sheet, pictures, console)
             flows += _throughput(options, sheet, [path for path, _ in pictures], console)
-    result = Result(
+            counts = {"profiled": cloud.pictures.count, "measured": len(pictures)}
+            result = _result(options, artifact, counts, (cells, flows))
+            _write(result, options.output)  # after each slowdown: a long run leaves what it has
+    if options.as_json:
+        print_document(asdict(result))
+    else:
+        show(result, Console(), options.output / "report.html")
+    return 0
+
+
+def _result(
+    options: Options,
+    artifact: Artifact,
+    pictures: Mapping[str, int],
+    found: tuple[Sequence[Cell], Sequence[Throughput]],
+) -> Result:
+    cells, flows = found
+    return Result(
         model=artifact.manifest.model.name,
         artifact_id=artifact.id.hex(),
         machine=describe_machine().model_dump(),
         requests=options.requests,
         warm_up=options.warm_up,
         floor=options.agreement,
-        pictures={"profiled": cloud.pictures.count, "measured": len(pictures)},
+        pictures=pictures,
         are_files=options.files,
         cells=tuple(cells),
         throughput=tuple(flows),
         summary=summarise(cells),
         notes=tuple(_drifts(cells)),
     )
-    (options.output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
-    write_report(result, options.output / "report.html")
-    if options.as_json:
-        print_document(asdict(result))
-    else:
-        show(result, Console(), options.output / "report.html")
-    return 0
+
+
+def _write(result: Result, folder: Path) -> None:
+    (folder / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+    write_report(result, folder / "report.html")
 
 
 def _flags(options: Options) -> list[str]:
@@ -151,10 +172,7 @@ def _flags(options: Options) -> list[str]:
 def _latencies(
     options: Options, sheet: Sheet, pictures: Sequence[tuple[Path, int]], console: Console
 ) -> list[Cell]:
-    arms = choose_arms(sheet.offers, sheet.decisions, sheet.cuts)
-    plans = options.output / f"plans-{sheet.slowdown:g}x.json"
-    links = [setting.link for setting in sheet.settings]
-    plans.write_text(plan_file(arms, links, sheet.artifact).model_dump_json(indent=1) + "\n")
+    arms, plans = _planned(options, sheet)
     turns = options.warm_up, options.requests
     cells = []
     with (
@@ -169,6 +187,15 @@ def _latencies(
                 measure_cell(rig, arms, setting, pictures, turns, lambda: progress.advance(bar))
             )
     return cells
+
+
+def _planned(options: Options, sheet: Sheet) -> tuple[list[Arm], Path]:
+    """The arms, and the plan file of the adaptive one."""
+    arms = choose_arms(sheet.offers, sheet.decisions, sheet.cuts)
+    links = [setting.link for setting in sheet.settings]
+    target = options.output / f"plans-{sheet.slowdown:g}x.json"
+    target.write_text(plan_file(arms, links, sheet.artifact).model_dump_json(indent=1) + "\n")
+    return arms, target
 
 
 def _throughput(
@@ -196,6 +223,22 @@ def _throughput(
         flows = measure_flows(rig, arms, link, block, lambda: progress.advance(bar))
     side_by_side = beside(edge.option, upload.option, link)
     return [as_throughput(sheet.slowdown, link, flows, side_by_side)]
+
+
+def _replay(options: Options, trace: Path, sheet: Sheet, pictures: Path) -> int:
+    """Plan as for the links, and replay a trace with the plans, as `splitserve bench replay`."""
+    _, plans = _planned(options, sheet)
+    return replay.run(
+        replay.Options(
+            artifact=sheet.artifact.root,
+            plan=plans,
+            images=pictures,
+            trace=trace,
+            slowdown=sheet.slowdown,
+            plot=options.output / "trace.png",
+            as_json=options.as_json,
+        )
+    )
 
 
 def _agent_flags(options: Options, sheet: Sheet) -> list[str]:

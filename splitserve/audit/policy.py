@@ -1,0 +1,109 @@
+"""From figures to a level, by thresholds that the auditor may change; the reasons come along.
+
+The strongest attack counts, and the upper end of its interval. "Safe" and "anonymous" are no
+levels. The default thresholds are our own proposal for natural pictures (docs/audit.md).
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from splitserve.audit.document import Attempt, Baselines
+from splitserve.errors import UsageError
+
+LEVELS = {
+    5: "exposed",
+    4: "high",
+    3: "moderate",
+    2: "low",
+    1: "not shown to leak under the stated budget",
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Rule(_Part):
+    """A level is reached when any figure reaches its threshold; one that is left out never does."""
+
+    identified: float | None = Field(default=None, gt=0, le=1)
+    """Share of pictures that are identified."""
+    ssim: float | None = Field(default=None, gt=0, le=1)
+    psnr: float | None = Field(default=None, gt=0)
+    """dB."""
+
+
+class Policy(_Part):
+    """Thresholds for levels 5 to 3; 2 is identification above chance."""
+
+    name: str = "default/1"
+    exposed: Rule = Rule(identified=0.9, ssim=0.6, psnr=20.0)
+    high: Rule = Rule(identified=0.5, ssim=0.3)
+    moderate: Rule = Rule(identified=0.1)
+
+
+def read_policy(path: Path | None) -> Policy:
+    """Read a policy file (TOML), or take the default.
+
+    Raises:
+        UsageError: no such file, or not a policy.
+    """
+    if path is None:
+        return Policy()
+    try:
+        return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UsageError(f"{path}: {where}: {first['msg']}") from error
+
+
+def judge(
+    attempts: Sequence[Attempt], baselines: Baselines, policy: Policy, *, has_control: bool
+) -> tuple[int, tuple[str, ...]]:
+    """Level of a cut and the reasons for it.
+
+    Args:
+        attempts: all attacks on it; at least one.
+        baselines: of guessing.
+        policy: thresholds.
+        has_control: whether the same attacks were shown to work at a shallower cut in this run;
+            without that the lowest level is 2.
+    """
+    for level, rule in ((5, policy.exposed), (4, policy.high), (3, policy.moderate)):
+        reasons = [reason for one in attempts for reason in _reached(one, rule)]
+        if reasons:
+            return level, tuple(reasons)
+    above = [
+        f"{one.attack}: {one.identified.value:.1%} identified, chance is"
+        f" {baselines.chance_identified:.1%}"
+        for one in attempts
+        if one.identified.low > baselines.chance_identified
+    ]
+    if above:
+        return 2, tuple(above)
+    if not has_control:
+        return 2, ("no control: these attacks were not shown to work anywhere in this run",)
+    if not any(one.has_converged for one in attempts):
+        return 2, ("no attack converged",)
+    return 1, ("no attack reached a threshold, and the same attacks worked at the control",)
+
+
+def _reached(attempt: Attempt, rule: Rule) -> list[str]:
+    figures = (
+        ("identified", attempt.identified.high, rule.identified, "{:.1%} identified"),
+        ("ssim", attempt.ssim.high, rule.ssim, "SSIM {:.2f}"),
+        ("psnr", attempt.psnr.high, rule.psnr, "PSNR {:.1f} dB"),
+    )
+    return [
+        f"{attempt.attack}: {text.format(high)} at the upper end, from {text.format(limit)} on"
+        for _, high, limit, text in figures
+        if limit is not None and high >= limit
+    ]

@@ -1,0 +1,138 @@
+"""What is attacked: the head up to one cut, and what the receiver of its features sees."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor
+
+from splitserve.artifact import INPUT, OUTPUT, Artifact, Preprocess
+from splitserve.audit.torch_graph import TorchGraph
+from splitserve.codec import Codec, Codecs
+from splitserve.errors import UsageError
+
+Floats = npt.NDArray[np.float32]
+BATCH = 32
+PROBE = 0.5  # grey
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """How features travel: what an attacker receives is what this gives back, never the original.
+
+    Args:
+        codec: None for the features as they are.
+        name: for people.
+    """
+
+    codec: Codec | None
+    name: str
+
+    def carry(self, tensors: Sequence[Floats]) -> list[Floats]:
+        """Send a batch, picture by picture as the agent does."""
+        if self.codec is None:
+            return [np.asarray(tensor) for tensor in tensors]
+        codec = self.codec
+        carried = []
+        for index, tensor in enumerate(tensors):
+            rows = []
+            for row in tensor:
+                one = np.ascontiguousarray(row[None])
+                payload = memoryview(codec.encode(one, index))
+                rows.append(codec.decode(payload, one.shape, str(one.dtype), index))
+            carried.append(np.concatenate(rows))
+        return carried
+
+    def bytes_of(self, tensors: Sequence[Floats]) -> float:
+        """Mean payload bytes of one picture."""
+        if self.codec is None:
+            return float(sum(tensor[0].nbytes for tensor in tensors))
+        sizes = [
+            sum(len(self.codec.encode(np.ascontiguousarray(t[i : i + 1]), k))
+                for k, t in enumerate(tensors))
+            for i in range(min(BATCH, len(tensors[0])))
+        ]  # fmt: skip
+        return float(np.mean(sizes))
+
+
+def transport_of(
+    artifact: Artifact, position: int, codec: str | None, quality: float | None
+) -> Transport:
+    """The configured transport of a cut.
+
+    Args:
+        artifact: with its codec tables.
+        position: of the cut.
+        codec: name; None for the features as they are.
+        quality: of the codec.
+
+    Raises:
+        UsageError: the artifact has no such codec here.
+    """
+    if codec is None or codec == "none":
+        return Transport(None, "fp32, as it is")
+    made = Codecs(artifact).encoder(codec, position, quality)
+    return Transport(made, codec if quality is None else f"{codec} {quality:g}")
+
+
+class Subject:
+    """The head up to one cut as a differentiable function of pictures.
+
+    Args:
+        artifact: verified.
+        position: of the cut.
+        size: height and width to run at; the manifest's crop by default. Smaller pictures make the
+            audit faster and are another question; the report states the size.
+
+    Raises:
+        UsageError: no cut, or a model that takes no pictures.
+        GraphError: an operator that torch does not run here.
+    """
+
+    def __init__(
+        self, artifact: Artifact, position: int, size: tuple[int, int] | None = None
+    ) -> None:
+        manifest = artifact.manifest
+        self.name = manifest.positions[position]
+        if self.name in (INPUT, OUTPUT):
+            raise UsageError(f"{self.name} is no cut: there is no head to invert")
+        if manifest.preprocess is None or len(manifest.inputs) != 1:
+            raise UsageError(f"{artifact.root}: the audit attacks models that take one picture")
+        self.preprocess: Preprocess = manifest.preprocess
+        self.size = size or self.preprocess.crop
+        self.input_name = manifest.inputs[0].name
+        self.egress = [spec.name for spec in manifest.egress(position)]
+        parts = [
+            onnx.load_model_from_string(artifact.read_file(stored))
+            for stored in manifest.segments[:position]
+        ]
+        self.graph = TorchGraph(parts).requires_grad_(requires_grad=False)
+        self._mean = torch.tensor(self.preprocess.mean, dtype=torch.float32).reshape(-1, 1, 1)
+        self._std = torch.tensor(self.preprocess.std, dtype=torch.float32).reshape(-1, 1, 1)
+
+    def model_input(self, pictures: Tensor) -> Tensor:
+        """Pictures, (n, 3, height, width), 0 to 1, as the model takes them."""
+        ordered = pictures if self.preprocess.channels == "RGB" else pictures.flip(1)
+        values = (ordered * 255 - self._mean) / self._std
+        return values if self.preprocess.layout == "NCHW" else values.permute(0, 2, 3, 1)
+
+    def features(self, pictures: Tensor, wanted: Sequence[str] | None = None) -> list[Tensor]:
+        """Tensors of the head by name, by default the egress; differentiable."""
+        known = {self.input_name: self.model_input(pictures)}
+        return list(self.graph(known, wanted or self.egress))
+
+    def between(self, known: Mapping[str, Tensor], wanted: Sequence[str]) -> list[Tensor]:
+        """Tensors of the head from earlier ones; differentiable."""
+        return list(self.graph(known, wanted))
+
+    @torch.no_grad()
+    def collect(self, pictures: Floats, wanted: Sequence[str] | None = None) -> list[Floats]:
+        """Tensors of the head for many pictures, batch after batch."""
+        batches = [
+            self.features(torch.from_numpy(pictures[start : start + BATCH]), wanted)
+            for start in range(0, len(pictures), BATCH)
+        ]
+        return [torch.cat(column).numpy() for column in zip(*batches, strict=True)]
