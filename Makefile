@@ -8,7 +8,7 @@ TEST ?=
 WEIGHTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fmt check slim bench bench-accuracy bench-codec bench-e2e verify-models fuzz golden clean
+.PHONY: help setup demo test fmt check slim bench bench-accuracy bench-codec bench-plans verify-models fuzz golden clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -68,8 +68,8 @@ bench-codec: $(STAMP)  ## the feature codec against JPEG, WebP and others: make 
 	$(BIN)/splitserve bench coders build/codec/artifact --images $(TEST)
 	$(BIN)/splitserve bench temporal build/codec/artifact --cuts block3,block5,block11
 
-bench-e2e: $(STAMP)  ## every way to run the artifact of bench-codec over emulated links: make bench-e2e IMAGES=DIR
-	@test -n "$(IMAGES)" || { echo "name pictures that nothing was fitted to: make bench-e2e IMAGES=DIR"; exit 2; }
+bench-plans: $(STAMP)  ## every way to run the artifact of bench-codec over emulated links: make bench-plans IMAGES=DIR
+	@test -n "$(IMAGES)" || { echo "name pictures that nothing was fitted to: make bench-plans IMAGES=DIR"; exit 2; }
 	$(BIN)/splitserve bench e2e build/codec/artifact --images $(IMAGES) $(ARGS)
 
 golden:  ## decode and encode the golden bytes with another Python, of an ARM board say: make golden PYTHON=python3

@@ -112,8 +112,9 @@ class CutAudit(_Part):
     transport: str
     bytes_up: float = Field(ge=0)
     defence: Defence
-    agreement: Share
-    """Answers that are the unsplit model's, through transport and defence."""
+    agreement: Share | None
+    """Answers that are the unsplit model's, through transport and defence; None at a reduced
+    size, at which the model was not made to answer."""
     attempts: tuple[Attempt, ...]
     bound: Bound
     estimates: Estimates | None = None

@@ -7,7 +7,7 @@ dFIL is for calibrating noise, never for comparing cuts: a few directions of hig
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +29,16 @@ class Trace:
     error: float
 
 
-def flat_head(subject: Subject) -> Head:
-    """The head as one function from pictures to one vector each."""
+def flat_head(subject: Subject, names: Sequence[str] | None = None) -> Head:
+    """The head as one function from pictures to one vector each.
+
+    Args:
+        subject: the head.
+        names: tensors to end at; the egress by default.
+    """
 
     def run(pictures: Tensor) -> Tensor:
-        return torch.cat([tensor.flatten(1) for tensor in subject.features(pictures)], 1)
+        return torch.cat([tensor.flatten(1) for tensor in subject.features(pictures, names)], 1)
 
     return run
 

@@ -41,26 +41,37 @@ def total_variation(pictures: Tensor) -> Tensor:
     return down + right
 
 
-def optimise(
-    subject: Subject, received: Sequence[Floats], weight: float, steps: int, tick: Tick
-) -> Found:
+@dataclass(frozen=True, slots=True)
+class Prey:
+    """Features that were received.
+
+    Args:
+        names: of the tensors.
+        received: the same, (n, ...) each.
+    """
+
+    names: Sequence[str]
+    received: Sequence[Floats]
+
+
+def optimise(subject: Subject, prey: Prey, weight: float, steps: int, tick: Tick) -> Found:
     """Find pictures for features, all at once; each has its own gradient.
 
     Args:
         subject: the head.
-        received: features of every egress tensor, (n, ...).
+        prey: features of pictures that are not known.
         weight: of the total variation.
         steps: of Adam, with a rate that falls to nothing along a cosine.
         tick: called after each step.
     """
-    wanted = [torch.from_numpy(np.ascontiguousarray(values)) for values in received]
+    wanted = [torch.from_numpy(np.ascontiguousarray(values)) for values in prey.received]
     spread = [float(values.var()) + 1e-12 for values in wanted]
     count = len(wanted[0])
     pictures = torch.full((count, 3, *subject.size), GREY, requires_grad=True)
     optimiser = torch.optim.Adam([pictures], RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
-        distance = _distance(subject, pictures, wanted, spread)
+        distance = _distance(subject.features(pictures, prey.names), wanted, spread)
         # The sum, not the mean, so that a picture's gradient does not depend on the others.
         loss = distance.sum() + weight * count * total_variation(pictures)
         optimiser.zero_grad()
@@ -71,15 +82,12 @@ def optimise(
             pictures.clamp_(0, 1)
         tick()
     with torch.no_grad():
-        distance = _distance(subject, pictures, wanted, spread)
+        distance = _distance(subject.features(pictures, prey.names), wanted, spread)
     return Found(pictures.detach().numpy(), distance.numpy())
 
 
-def _distance(
-    subject: Subject, pictures: Tensor, wanted: Sequence[Tensor], spread: Sequence[float]
-) -> Tensor:
+def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor], spread: Sequence[float]) -> Tensor:
     """Mean squared distance of the features over their variance, by picture."""
-    found = subject.features(pictures)
     parts = [
         (one - other).square().flatten(1).mean(1) / scale
         for one, other, scale in zip(found, wanted, spread, strict=True)
@@ -90,7 +98,7 @@ def _distance(
 def sweep(
     subject: Subject,
     pictures: Floats,
-    received: Sequence[Floats],
+    prey: Prey,
     score: Callable[[Floats, Floats], float],
     steps: int,
     tick: Tick,
@@ -100,7 +108,7 @@ def sweep(
     Args:
         subject: the head.
         pictures: the true ones, disjoint from those that are scored in the audit.
-        received: their features.
+        prey: their features.
         score: of reconstructions and originals; larger is a better attack.
         steps: of each run.
         tick: called after each step.
@@ -109,6 +117,6 @@ def sweep(
         Weight and score of each run.
     """
     return [
-        (weight, score(optimise(subject, received, weight, steps, tick).pictures, pictures))
+        (weight, score(optimise(subject, prey, weight, steps, tick).pictures, pictures))
         for weight in WEIGHTS
     ]

@@ -17,7 +17,7 @@ from splitserve.audit.inverse import (
     train_inverse,
 )
 from splitserve.audit.metrics import identify, psnr
-from splitserve.audit.optimise import optimise, sweep
+from splitserve.audit.optimise import Prey, optimise, sweep
 from splitserve.audit.subject import Subject, transport_of
 
 
@@ -86,9 +86,9 @@ def test_optimisation_finds_the_picture_through_the_codec(
 ) -> None:
     true = procedural(4, *subject.size, 7)
     transport = transport_of(load_artifact(calibrated_artifact), 1, "step-ans", None)
-    received = transport.carry(subject.collect(true))
-    found = optimise(subject, received, 1e-3, 150, lambda: None)
+    prey = Prey(subject.egress, transport.carry(subject.collect(true)))
+    found = optimise(subject, prey, 1e-3, 150, lambda: None)
     assert identify(found.pictures, true)[0].all()
     assert (found.distance < 0.5).all()
-    scores = sweep(subject, true, received, lambda a, b: float(psnr(a, b).mean()), 5, lambda: None)
+    scores = sweep(subject, true, prey, lambda a, b: float(psnr(a, b).mean()), 5, lambda: None)
     assert len(scores) == 5

@@ -1,0 +1,183 @@
+"""The attacks, each with who could run it. To add one: a function in `ATTACKS` (docs/audit.md)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from splitserve.audit.document import Threat
+from splitserve.audit.images import gaussian
+from splitserve.audit.inverse import Inverse, Pairs, Recipe, train_inverse
+from splitserve.audit.laboratory import MADE_SEED, Laboratory, Target
+from splitserve.audit.optimise import Prey, optimise, sweep
+from splitserve.audit.score import score
+from splitserve.audit.subject import Floats
+
+FLAT = 0.02  # a loss that fell by less than this share over the last tenth has converged
+NEAR = 0.05  # of the features' variance: an optimisation that came so near has converged
+
+Tick = Callable[[], None]
+Evidence = Mapping[str, float | list[float] | list[list[float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Loot:
+    """What an attack on one cut brought.
+
+    Args:
+        cut: name.
+        attack: name.
+        threat: who could run it.
+        pictures: reconstructions of the first of the attacked pictures, 0 to 1.
+        settings: that a repetition needs.
+        has_converged: whether more steps would have brought little.
+        evidence: for that.
+    """
+
+    cut: str
+    attack: str
+    threat: Threat
+    pictures: Floats
+    settings: Mapping[str, float | int | str]
+    has_converged: bool
+    evidence: Evidence = field(default_factory=dict)
+
+
+def _learned(
+    lab: Laboratory, pictures: Floats, facts: tuple[str, Threat], recipe: Recipe, tick: Tick
+) -> list[Loot]:
+    """Learn the inverse of every depth from some pictures, and attack every cut with it."""
+    name, threat = facts
+    pairs = lab.pairs(pictures)
+    inverse = Inverse(lab.borders, (3, *lab.subject.size), lab.seed)
+    losses = train_inverse(lab.subject, inverse, pairs, recipe, tick)
+    settings = {"steps": recipe.steps, "learned_on": len(pictures), "cycle": recipe.cycle}
+    loot = []
+    for target in lab.targets:
+        depth = lab.depth_of(target)
+        if depth is not None:
+            (received,) = lab.received(target, lab.attacked)
+            found = inverse.invert(received, depth)
+            loot.append(_loot(target.name, name, threat, found, settings, losses))
+    control = lab.borders[0]
+    if lab.depth_of(lab.targets[0]) != 0:  # the positive control: the shallowest block
+        (plain,) = lab.subject.collect(lab.attacked, [control.name])
+        found = inverse.invert(plain, 0)
+        loot.append(_loot(control.name, name, threat, found, settings, losses))
+    return loot
+
+
+def _loot(
+    cut: str,
+    name: str,
+    threat: Threat,
+    found: Floats,
+    settings: Mapping[str, float | int | str],
+    losses: Sequence[float],
+) -> Loot:
+    tenth = max(1, len(losses) // 10)
+    last, before = np.mean(losses[-tenth:]), np.mean(losses[-2 * tenth : -tenth])
+    marks = [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
+    has_converged = bool(before - last <= FLAT * before)
+    return Loot(cut, name, threat, found, settings, has_converged, {"losses": marks})
+
+
+def data_free(lab: Laboratory, tick: Tick) -> list[Loot]:
+    """Divide and conquer on pictures that nobody took: weights, no data."""
+    threat = Threat(knowledge="weights", data="none")
+    recipe = Recipe(steps=lab.budget.steps, seed=lab.seed)
+    return _learned(lab, lab.made, ("inverse, data-free", threat), recipe, tick)
+
+
+def data_free_noise(lab: Laboratory, tick: Tick) -> list[Loot]:
+    """The same on Gaussian noise: the ablation of the picture source."""
+    threat = Threat(knowledge="weights", data="none")
+    height, width = lab.subject.size
+    noise = gaussian(lab.budget.made, height, width, MADE_SEED + lab.seed)
+    recipe = Recipe(steps=lab.budget.steps, seed=lab.seed)
+    return _learned(lab, noise, ("inverse, noise pictures", threat), recipe, tick)
+
+
+def auxiliary(lab: Laboratory, tick: Tick) -> list[Loot]:
+    """Divide and conquer on pictures of the attacker's own; nothing without any."""
+    if not len(lab.auxiliary):
+        return []
+    threat = Threat(knowledge="weights", data="auxiliary")
+    recipe = Recipe(steps=lab.budget.steps, seed=lab.seed)
+    return _learned(lab, lab.auxiliary, ("inverse, auxiliary pictures", threat), recipe, tick)
+
+
+def queries(lab: Laboratory, tick: Tick) -> list[Loot]:
+    """A decoder learned from answers to queries: no weights, no gradients, no block borders."""
+    threat = Threat(knowledge="queries", data="auxiliary" if len(lab.auxiliary) else "none")
+    asked = lab.auxiliary if len(lab.auxiliary) else lab.made
+    loot = []
+    for target in lab.targets:
+        depth = lab.depth_of(target)
+        if depth is None:
+            continue
+        received = lab.received(target, asked)
+        inverse = Inverse([lab.borders[depth]], (3, *lab.subject.size), lab.seed)
+        recipe = Recipe(steps=lab.budget.steps, seed=lab.seed, cycle=0.0, chain_share=0.0)
+        losses = train_inverse(lab.subject, inverse, Pairs(asked, received, received), recipe, tick)
+        settings = {"steps": recipe.steps, "queries": len(asked)}
+        found = inverse.invert(lab.received(target, lab.attacked)[0], 0)
+        loot.append(_loot(target.name, "decoder, queries", threat, found, settings, losses))
+    return loot
+
+
+def white_box(lab: Laboratory, tick: Tick) -> list[Loot]:
+    """Optimise the pictures themselves: weights, no data."""
+    threat = Threat(knowledge="weights", data="none")
+    steps = lab.budget.optimise_steps
+    loot = []
+    for target in lab.targets:
+        tuned = sweep(
+            lab.subject,
+            lab.tuning,
+            Prey(target.egress, lab.received(target, lab.tuning)),
+            lambda seen, true: float(score(seen, true).ssim.mean()),
+            max(1, steps // 2),
+            tick,
+        )
+        weight = max(tuned, key=lambda one: one[1])[0]
+        prey = Prey(target.egress, lab.received(target, lab.optimised))
+        found = optimise(lab.subject, prey, weight, steps, tick)
+        loot.append(
+            Loot(
+                target.name,
+                "optimisation",
+                threat,
+                found.pictures,
+                {"steps": steps, "variation": weight},
+                bool(np.median(found.distance) < NEAR),
+                {
+                    "sweep": [list(one) for one in tuned],
+                    "distance": [float(value) for value in found.distance],
+                },
+            )
+        )
+    return loot
+
+
+Attack = Callable[[Laboratory, Tick], list[Loot]]
+ATTACKS: dict[str, Attack] = {
+    "data-free": data_free,
+    "noise": data_free_noise,
+    "auxiliary": auxiliary,
+    "queries": queries,
+    "optimise": white_box,
+}
+
+
+def steps_of(name: str, lab: Laboratory) -> int:
+    """How often an attack ticks, for the progress bar."""
+    budget, cuts = lab.budget, len(lab.targets)
+    if name == "optimise":
+        return cuts * (budget.optimise_steps + 5 * max(1, budget.optimise_steps // 2))
+    return budget.steps * (cuts if name == "queries" else 1)
+
+
+def target_named(lab: Laboratory, name: str) -> Target | None:
+    """The audited cut with this name; the control has none."""
+    return next((target for target in lab.targets if target.name == name), None)
