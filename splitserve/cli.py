@@ -40,6 +40,9 @@ COMMANDS = {
         "splitserve.profile.command", "measure an artifact's parts on this machine", "edge"
     ),
     "plan": Command("splitserve.plan.command", "choose the cut, or none, for a link", "plan"),
+    "audit-leakage": Command(
+        "splitserve.audit.command", "attack the features of a cut, and give a verdict", "audit"
+    ),
     "inspect": Command("splitserve.inspect", "show an artifact", "edge"),
     "serve": Command("cloud_service.command", "run the tail: the cloud service", "cloud"),
     "agent": Command("edge_agent.command", "run the head: the edge agent", "edge"),
