@@ -26,6 +26,7 @@ from splitserve.bench.e2e.flows import (
     crossing_bps,
     measure_flows,
 )
+from splitserve.bench.e2e.plots import draw_latencies
 from splitserve.bench.e2e.prepare import Place, Sheet, Wish, classes, halves, make_sheet, profiled
 from splitserve.bench.e2e.report import show, write_report
 from splitserve.bench.e2e.result import Cell, Result, Throughput
@@ -88,7 +89,7 @@ class Options(Settings):
     seed: int = 0
     """Of the order of the pictures and of the resampling."""
     output: Path = Path("build/e2e")
-    """Folder for report.html, result.json and the profiles."""
+    """Folder for report.html, result.json, latency.png and the profiles."""
     as_json: bool = False
     """Print the result as one JSON document."""
 
@@ -163,6 +164,7 @@ def _result(
 def _write(result: Result, folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
     write_report(result, folder / "report.html")
+    draw_latencies(result.cells).savefig(folder / "latency.png", dpi=110)
 
 
 def _flags(options: Options) -> list[str]:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from splitserve.bench.e2e.result import Cell, Throughput
 
@@ -50,10 +51,7 @@ def _latency_panel(axes: Axes, cells: Sequence[Cell]) -> None:
             axes.plot(*zip(*said, strict=True), "_", color="black", markersize=13)
     axes.set_xticks(range(len(cells)), [cell.name.replace(", ", "\n") for cell in cells])
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(
-        FuncFormatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
-    )
+    _label_decades(axes.yaxis)
     for place in range(len(cells) - 1):
         axes.axvline(place + 0.5, color="#e5e9ed", linewidth=1)
     measured = np.median([cell.slowdown_measured for cell in cells])
@@ -61,6 +59,14 @@ def _latency_panel(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.set_ylabel("ms from picture to answer")
     axes.grid(axis="y", which="both", alpha=0.25)
     axes.legend(loc="upper right", fontsize=8.5, ncols=2)
+
+
+def _label_decades(axis: Axis) -> None:
+    """1, 2, 5, 10, 20, 50 and so on."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    )
 
 
 def _shades(cells: Sequence[Cell], names: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -97,9 +103,8 @@ def draw_predictions(cells: Sequence[Cell]) -> Figure:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    _label_decades(axes.xaxis)
+    _label_decades(axes.yaxis)
     axes.set_xlabel("measured median, ms")
     axes.set_ylabel("predicted, ms")
     axes.legend(loc="upper left")
