@@ -82,5 +82,5 @@ def test_no_floor_is_forgotten_here() -> None:
     folder = Path(splitserve.cli.__file__).parent
     rooms = {path.stem for path in folder.iterdir() if path.suffix == ".py"}
     rooms |= {path.parent.name for path in folder.glob("*/__init__.py")}
-    tools = {"__init__", "bench", "calibrate", "completion", "plan", "split"}
+    tools = {"__init__", "audit", "bench", "calibrate", "completion", "page", "plan", "split"}
     assert {f"splitserve.{name}" for name in rooms - tools} == set(FLOORS)
