@@ -188,6 +188,24 @@ class Exit(_Part):
         return self
 
 
+class Leakage(_Part):
+    """What an audit found at a cut, behind one codec."""
+
+    level: int = Field(ge=1, le=5)
+    """By the policy: 5 exposed to 1 not shown to leak under the stated budget."""
+    codec: str
+    """That the features travelled in; `none` for float32."""
+    quality: float | None = None
+    identified: float = Field(ge=0, le=100)
+    """Percent of the pictures that the strongest attack identified."""
+    policy: str
+    budget: str
+    audit_sha256: Sha256
+    """Of the audit.json that says the rest."""
+    expires: str = Field(pattern=r"^\d{4}-\d\d-\d\d$")
+    """Date after which it says nothing."""
+
+
 class Cut(_Part):
     """A place where head and tail part."""
 
@@ -204,6 +222,8 @@ class Cut(_Part):
     """Tables and rates of the `step-ans` codec; None until `splitserve calibrate`."""
     exit: Exit | None = None
     """A classifier that may answer here; None until `splitserve calibrate --exits`."""
+    leakage: Leakage | None = None
+    """What `splitserve audit-leakage --write` found; None until then."""
 
 
 class ModelFacts(_Part):

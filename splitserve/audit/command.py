@@ -13,10 +13,10 @@ from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from splitserve.artifact import Artifact, Manifest, load_artifact
+from splitserve.artifact import Artifact, Leakage, Manifest, load_artifact, write_artifact
 from splitserve.audit.attacks import ATTACKS, Loot, steps_of
 from splitserve.audit.budget import BUDGETS
-from splitserve.audit.document import Audit
+from splitserve.audit.document import Audit, CutAudit
 from splitserve.audit.laboratory import Laboratory, Target
 from splitserve.audit.policy import read_policy
 from splitserve.audit.report import show, write_report
@@ -79,6 +79,9 @@ class Options(Settings):
     """Highest level that passes."""
     blur: bool = False
     """Blur the pictures in the report."""
+    write: bool = False
+    """Write the levels into the artifact's manifest, for the planner's --leakage-ceiling. The
+    artifact gets a new id: profile and plan after that."""
     seed: int = 0
     """Of everything drawn."""
     threads: int = Field(default=0, ge=0, le=1024)
@@ -126,7 +129,10 @@ def run(options: Options) -> int:
         timing={"seconds": (datetime.now(UTC) - started).total_seconds()},
     )
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "audit.json").write_text(audit.model_dump_json(indent=1) + "\n")
+    text = audit.model_dump_json(indent=1) + "\n"
+    (options.output / "audit.json").write_text(text)
+    if options.write:
+        write_levels(artifact, audit, text)
     page = options.output / "audit.html"
     write_report(audit, lab.attacked, findings.loot, page, is_blurred=options.blur)
     work.clear()
@@ -135,6 +141,37 @@ def run(options: Options) -> int:
     else:
         show(audit, Console(), page)
     return EXIT_ABOVE if max(cut.level for cut in audit.cuts) > options.max_level else 0
+
+
+def write_levels(artifact: Artifact, audit: Audit, text: str) -> Artifact:
+    """Put the audited cuts' levels into the manifest; the other cuts keep theirs.
+
+    Args:
+        artifact: that was audited.
+        audit: what was found.
+        text: of the document, for its hash.
+    """
+    found = {cut.cut: _leakage(cut, audit, text) for cut in audit.cuts}
+    cuts = [
+        cut.model_copy(update={"leakage": found[cut.name]}) if cut.name in found else cut
+        for cut in artifact.manifest.cuts
+    ]
+    changed = artifact.manifest.model_copy(update={"cuts": tuple(cuts)})
+    files = {stored.file: artifact.read_file(stored) for stored in changed.files}
+    return write_artifact(artifact.root, changed, files)
+
+
+def _leakage(cut: CutAudit, audit: Audit, text: str) -> Leakage:
+    return Leakage(
+        level=cut.level,
+        codec=cut.codec,
+        quality=cut.quality,
+        identified=100 * max((one.identified.value for one in cut.attempts), default=0.0),
+        policy=audit.policy,
+        budget=audit.budget,
+        audit_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        expires=audit.expires,
+    )
 
 
 def _attacks(options: Options) -> list[str]:

@@ -110,6 +110,10 @@ class CutAudit(_Part):
     shape: tuple[int, ...]
     macs_share: float
     transport: str
+    """For people."""
+    codec: str
+    """That the features travelled in; `none` for float32."""
+    quality: float | None = None
     bytes_up: float = Field(ge=0)
     defence: Defence
     agreement: Share | None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from splitserve.artifact import INPUT, OUTPUT, Artifact, Preprocess
 from splitserve.audit.torch_graph import TorchGraph
-from splitserve.codec import Codec, Codecs
+from splitserve.codec import Codec, Codecs, StepAnsCodec
 from splitserve.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
@@ -25,11 +25,18 @@ class Transport:
 
     Args:
         codec: None for the features as they are.
-        name: for people.
+        name: of the codec.
+        quality: of the codec, where it has one.
     """
 
     codec: Codec | None
     name: str
+    quality: float | None = None
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return self.name if self.quality is None else f"{self.name} {self.quality:g}"
 
     def carry(self, tensors: Sequence[Floats]) -> list[Floats]:
         """Send a batch, picture by picture as the agent does."""
@@ -73,9 +80,12 @@ def transport_of(
         UsageError: the artifact has no such codec here.
     """
     if codec is None or codec == "none":
-        return Transport(None, "fp32, as it is")
-    made = Codecs(artifact).encoder(codec, position, quality)
-    return Transport(made, codec if quality is None else f"{codec} {quality:g}")
+        return Transport(None, "none")
+    codecs = Codecs(artifact)
+    made = codecs.encoder(codec, position, quality)
+    if codec == StepAnsCodec.name:
+        quality = codecs.rate(position, quality).floor
+    return Transport(made, codec, quality)
 
 
 class Subject:

@@ -141,7 +141,7 @@ class Codecs:
         """
         if name != StepAnsCodec.name:
             return build_codec(name, quality)
-        rate = self._rate(position, quality)
+        rate = self.rate(position, quality)
         return self.step_codec(position, rate.parameter)
 
     def decoder(self, number: int, position: int, parameter: int) -> Codec:
@@ -158,7 +158,12 @@ class Codecs:
             raise CodecError(f"step-ans has no tables at position {position}")
         return self.step_codec(position, parameter)
 
-    def _rate(self, position: int, quality: float | None) -> Rate:
+    def rate(self, position: int, quality: float | None = None) -> Rate:
+        """The cheapest calibrated rate of step-ans that promises an agreement in percent.
+
+        Raises:
+            UsageError: no tables at this position, or none so good.
+        """
         manifest = self._artifact.manifest
         where = manifest.positions[position]
         is_cut = 1 <= position <= len(manifest.cuts)

@@ -57,8 +57,9 @@ class Options(Settings):
     """Weights and largest features that the device can hold: 64MB, 64MiB, or bytes."""
     agreement: float = Field(default=98.0, ge=0, le=100)
     """Percent of answers that must be those of the unsplit model; 0 asks for nothing."""
-    leakage_ceiling: float | None = Field(default=None, ge=0)
-    """Highest leakage figure of a cut; cuts that were not audited are refused."""
+    leakage_ceiling: float | None = Field(default=None, ge=0, le=5)
+    """Highest level of leakage, 1 to 5, that `splitserve audit-leakage --write` may have found at a
+    cut; cuts that were not audited are refused, and so is another codec than the audited one."""
     pin: Names = Field(default_factory=list)
     """The only positions allowed, comma-separated; `input` and `output` are positions too."""
     ban: Names = Field(default_factory=list)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from splitserve.artifact import INPUT, Manifest
+from splitserve.artifact import INPUT, Leakage, Manifest
 from splitserve.plan.units import show_ms, show_rate
 from splitserve.plans import Link, PlanOption, latency_s
 
@@ -36,7 +36,7 @@ class Limits:
         agreement: percent of answers that must be those of the unsplit model.
         deadline_s: nine of ten requests must be answered in it.
         memory_bytes: weights and largest features on the device.
-        leakage: highest leakage figure of a cut.
+        leakage: highest level of leakage, 1 to 5, that an audit may have found.
         pins: the only positions allowed; empty allows all.
         bans: positions not allowed.
         powers: of the device.
@@ -92,10 +92,9 @@ def p90_s(option: PlanOption, link: Link) -> float:
     return latency_s(option, link) + math.hypot(edge_s, cloud_s)
 
 
-def leakage_of(manifest: Manifest, cut: str) -> float | None:
-    """The audit's figure of a cut; None where the manifest holds none."""
-    figures = [getattr(one, "leakage", None) for one in manifest.cuts if one.name == cut]
-    return float(figures[0]) if figures and figures[0] is not None else None
+def leakage_of(manifest: Manifest, cut: str) -> Leakage | None:
+    """What an audit found at a cut; None where the manifest holds none."""
+    return next((one.leakage for one in manifest.cuts if one.name == cut), None)
 
 
 def _refuse_place(option: PlanOption, limits: Limits) -> str | None:
@@ -129,11 +128,14 @@ def _refuse_leakage(option: PlanOption, limits: Limits, manifest: Manifest) -> s
         return None
     if option.cut == INPUT:
         return "sends the picture itself"
-    figure = leakage_of(manifest, option.cut)
-    if figure is None:
+    found = leakage_of(manifest, option.cut)
+    if found is None:
         return "not audited"
-    if figure > limits.leakage:
-        return f"over the leakage ceiling: {figure:.3g} > {limits.leakage:.3g}"
+    if (found.codec, found.quality) != (option.codec, option.quality):
+        quality = "" if found.quality is None else f" {found.quality:g}"
+        return f"audited behind {found.codec}{quality} only"
+    if found.level > limits.leakage:
+        return f"over the leakage ceiling: level {found.level} > {limits.leakage:g}"
     return None
 
 

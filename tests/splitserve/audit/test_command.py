@@ -1,13 +1,16 @@
 """`splitserve audit-leakage` from outside: document, page, exit status, and going on again."""
 
+import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from splitserve.artifact import load_artifact
 from splitserve.audit import attacks, budget
 from splitserve.audit.budget import Budget
 from splitserve.audit.document import Audit, read_audit
@@ -15,6 +18,9 @@ from splitserve.audit.images import procedural
 from splitserve.audit.work import WorkFolder
 from splitserve.cli import main
 from splitserve.errors import UsageError
+from splitserve.plan import Limits
+from splitserve.plan.limits import refusal
+from splitserve.plans import PlanOption
 
 Capture = pytest.CaptureFixture[str]
 
@@ -106,6 +112,35 @@ def test_an_interrupted_audit_goes_on(
     assert not (tmp_path / "work").exists()
     audit = read_audit(tmp_path / "audit.json")
     assert {one.attack for one in audit.cuts[0].attempts} == {"inverse, data-free", "optimisation"}
+
+
+def test_levels_are_written_where_the_planner_reads_them(
+    calibrated_artifact: Path, photographs: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "artifact"
+    shutil.copytree(calibrated_artifact, copy)
+    before = load_artifact(copy)
+    name = before.manifest.cuts[0].name
+    more = ("--attack", "data-free", "--cut", name, "--write")
+    assert main(words(copy, photographs, tmp_path / "audit", *more)) == 0
+    after = load_artifact(copy)
+    assert after.id != before.id
+    assert [bool(cut.leakage) for cut in after.manifest.cuts] == [
+        cut.name == name for cut in after.manifest.cuts
+    ]
+    found = after.manifest.cuts[0].leakage
+    assert found
+    content = (tmp_path / "audit" / "audit.json").read_bytes()
+    assert found.audit_sha256 == hashlib.sha256(content).hexdigest()
+    option = PlanOption(
+        name="x", cut=name, codec="step-ans", quality=found.quality, bytes_up=100, edge_s=1,
+        edge_p90_s=1, cloud_s=1, cloud_p90_s=1, agreement=99,
+    )  # fmt: skip
+    manifest = after.manifest
+    assert refusal(option, Limits(leakage=found.level), manifest) is None
+    assert "over the leakage ceiling" in str(refusal(option, Limits(leakage=1), manifest))
+    raw = option.model_copy(update={"codec": "raw", "quality": None})
+    assert "audited behind step-ans" in str(refusal(raw, Limits(leakage=5), manifest))
 
 
 def test_work_that_was_cut_short_is_done_again(tmp_path: Path):
