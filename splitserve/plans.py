@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from splitserve.errors import UsageError
+from splitserve.documents import read_document
 
 FILE_LIMIT_BYTES = 4 * 1024 * 1024
 
@@ -117,20 +117,7 @@ def read_plans(path: Path) -> PlanFile:
     Raises:
         UsageError: no such file, or not one of ours; the message names the fix.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(FILE_LIMIT_BYTES + 1)
-        if len(content) > FILE_LIMIT_BYTES:
-            raise UsageError(f"{path}: over the limit of {FILE_LIMIT_BYTES} bytes")
-        return PlanFile.model_validate_json(content)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; make one with: splitserve plan ARTIFACT -o {path}"
-        ) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UsageError(f"{path}: {where}: {first['msg']}") from error
+    return read_document(path, PlanFile, FILE_LIMIT_BYTES, f"splitserve plan ARTIFACT -o {path}")
 
 
 class Stretch(_Part):

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from splitserve.errors import UsageError
+from splitserve.documents import read_document
 
 FILE_LIMIT_BYTES = 64 * 1024 * 1024
 
@@ -171,17 +171,5 @@ def read_audit(path: Path) -> Audit:
     Raises:
         UsageError: no such file, or not one of ours; the message names the fix.
     """
-    fix = f"make one with: splitserve audit-leakage ARTIFACT -o {path.parent}"
-    try:
-        with path.open("rb") as file:
-            content = file.read(FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; {fix}") from error
-    if len(content) > FILE_LIMIT_BYTES:
-        raise UsageError(f"{path}: over the limit of {FILE_LIMIT_BYTES} bytes")
-    try:
-        return Audit.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UsageError(f"{path}: {where}: {first['msg']}; {fix}") from error
+    fix = f"splitserve audit-leakage ARTIFACT -o {path.parent}"
+    return read_document(path, Audit, FILE_LIMIT_BYTES, fix)

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from splitserve.artifact import Estimate
+from splitserve.documents import read_document
 from splitserve.errors import UsageError
 
 FILE_LIMIT_BYTES = 16 * 1024 * 1024
@@ -157,17 +158,4 @@ def read_profile(path: Path) -> Profile:
     Raises:
         UsageError: no such file, or not one of ours; the message names the fix.
     """
-    fix = f"make one with: splitserve profile ARTIFACT -o {path}"
-    try:
-        with path.open("rb") as file:
-            content = file.read(FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; {fix}") from error
-    if len(content) > FILE_LIMIT_BYTES:
-        raise UsageError(f"{path}: over the limit of {FILE_LIMIT_BYTES} bytes")
-    try:
-        return Profile.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UsageError(f"{path}: {where}: {first['msg']}; {fix}") from error
+    return read_document(path, Profile, FILE_LIMIT_BYTES, f"splitserve profile ARTIFACT -o {path}")
