@@ -18,6 +18,7 @@ SHARPEST, SMOOTHEST = 0.6, 2.2  # exponents of the spectrum's fall
 SMALLEST, LARGEST = 0.03, 0.5  # radii, of the shorter side
 BLUR = 1.2
 CONTRAST = 0.35
+CHROMA = 0.15  # how far colours stray from grey
 
 
 def procedural(count: int, height: int, width: int, seed: int) -> Floats:
@@ -59,11 +60,12 @@ def coloured_noise(height: int, width: int, generator: np.random.Generator) -> F
         spectrum / radius ** generator.uniform(SHARPEST, SMOOTHEST), (height, width)
     )
     noise = noise / (noise.std(axis=(1, 2), keepdims=True) + 1e-9)
-    mix = np.eye(3) + generator.uniform(0, 3) * np.ones((3, 3)) / 3  # channels move together
+    mix = CHROMA * np.eye(3) + np.ones((3, 3)) / 3  # channels move together, as in photographs
     noise = np.tensordot(mix, noise, 1)
     noise = noise / (noise.std() + 1e-9)
     spread = generator.uniform(0.05, CONTRAST)
-    return np.asarray(generator.uniform(0.2, 0.8, (3, 1, 1)) + spread * noise, np.float32)
+    level = generator.uniform(0.2, 0.8) + generator.normal(0, CHROMA, (3, 1, 1))
+    return np.asarray(level + spread * noise, np.float32)
 
 
 def _drop_leaves(
@@ -78,7 +80,7 @@ def _drop_leaves(
         u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
         v = v * generator.uniform(0.5, 2)
         inside = _shape(int(generator.integers(3)), u / radius, v / radius)
-        colour = generator.uniform(0, 1, 3).astype(np.float32)
+        colour = (generator.uniform(0, 1) + generator.normal(0, CHROMA, 3)).astype(np.float32)
         shade = generator.uniform(-0.3, 0.3) * (u / radius)
         picture[:, inside] = colour[:, None] + shade[inside].astype(np.float32)
 
