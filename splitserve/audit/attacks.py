@@ -8,7 +8,7 @@ import numpy as np
 from splitserve.audit.document import Threat
 from splitserve.audit.images import gaussian
 from splitserve.audit.inverse import Inverse, Pairs, Recipe, train_inverse
-from splitserve.audit.laboratory import MADE_SEED, Laboratory, Target
+from splitserve.audit.laboratory import MADE_SEED, Laboratory
 from splitserve.audit.optimise import Prey, optimise, sweep
 from splitserve.audit.score import score
 from splitserve.audit.subject import Floats
@@ -176,8 +176,3 @@ def steps_of(name: str, lab: Laboratory) -> int:
     if name == "optimise":
         return cuts * (budget.optimise_steps + 5 * max(1, budget.optimise_steps // 2))
     return budget.steps * (cuts if name == "queries" else 1)
-
-
-def target_named(lab: Laboratory, name: str) -> Target | None:
-    """The audited cut with this name; the control has none."""
-    return next((target for target in lab.targets if target.name == name), None)

@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
-from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -27,7 +27,7 @@ from splitserve.errors import UsageError
 from splitserve.output import print_document
 from splitserve.picture import decode_picture, list_pictures
 from splitserve.profile.machine import tool_versions
-from splitserve.settings import Names, Settings, split_commas
+from splitserve.settings import Names, Settings
 
 EXIT_ABOVE = 3
 VALID_DAYS = 365
@@ -38,7 +38,6 @@ LIMITS = (
     "one observation of each picture: repeated queries are not averaged",
     "attribute inference and membership are not audited",
 )
-Percents = Annotated[list[float], NoDecode, BeforeValidator(split_commas)]
 
 
 class Options(Settings):

@@ -1,6 +1,6 @@
 """One audit's material: the head, the pictures, the cuts and how their features travel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,6 @@ from splitserve.errors import UsageError
 
 PROBED = 8
 MADE_SEED = 1000  # far from those of weights and batches
-Tick = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

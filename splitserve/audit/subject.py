@@ -16,7 +16,6 @@ from splitserve.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
 BATCH = 32
-PROBE = 0.5  # grey
 
 
 @dataclass(frozen=True, slots=True)

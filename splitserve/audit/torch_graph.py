@@ -112,15 +112,6 @@ class TorchGraph(nn.Module):
         indices = self._needed(set(), [wanted])
         return sum(self._nodes[index].op_type in MIXING for index in indices)
 
-    @property
-    def norms(self) -> list[tuple[str, Tensor, Tensor]]:
-        """Input name, running mean and running variance of every batch normalisation."""
-        return [
-            (node.input[0], self._value(node.input[3], {}), self._value(node.input[4], {}))
-            for node in self._nodes
-            if node.op_type == "BatchNormalization"
-        ]
-
     def single_tensors(self, source: str) -> list[str]:
         """Floating-point tensors that alone separate what comes before them from what follows.
 

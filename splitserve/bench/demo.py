@@ -17,7 +17,7 @@ from splitserve.artifact import INPUT, OUTPUT, Manifest
 from splitserve.bench.demo_report import print_report
 from splitserve.bench.fixture import MODEL, calibrated, prepared
 from splitserve.bench.link import Link, LinkSettings, SelfTest, self_test
-from splitserve.bench.measure import median, p95, ratio_interval
+from splitserve.bench.measure import in_turn, median, p95, ratio_interval, slowdown_of
 from splitserve.bench.process import Process, running, running_service
 from splitserve.bench.samples import Sample, write_views
 from splitserve.errors import MeasurementError
@@ -88,19 +88,12 @@ class Arm:
             "p95_s": p95(totals),
             "agree": sum(a == b for a, b in zip(got, wanted, strict=True)),
             "requests": len(got),
-            "slowdown": median([_slowdown(answer) for answer in self.answers]),
+            "slowdown": median([slowdown_of(answer) for answer in self.answers]),
             "stages_s": {
                 stage: median([answer["stages_s"].get(stage, 0.0) for answer in self.answers])
                 for stage in stages
             },
         }
-
-
-def _slowdown(answer: dict[str, Any]) -> float:
-    """How many times slower the edge computed than this machine did, as measured."""
-    local = ("picture", "normalise", "head", "encode", "edge_tail")
-    stretched = sum(answer["stages_s"].get(stage, 0.0) for stage in local)
-    return float(stretched / max(1e-9, answer["native_s"]))
 
 
 def run(options: Options) -> int:
@@ -126,7 +119,7 @@ def run(options: Options) -> int:
         ):
             task = progress.add_task("streaming pictures", total=len(views) * len(arms))
             for turn, (_, path) in enumerate(views):
-                for index in _order(len(arms), turn):
+                for index in in_turn(len(arms), turn):
                     arms[index].answers.append(_ask(agents[index], path))
                     progress.advance(task)
     result = _result(options, checked, arms, wanted, views)
@@ -174,11 +167,6 @@ def _ask(agent: Process, path: Path) -> dict[str, Any]:
     if problem:
         raise MeasurementError(f"{path.name}: {problem}")
     return answer
-
-
-def _order(count: int, turn: int) -> list[int]:
-    """Every arm once, beginning with another one each turn."""
-    return [(turn + index) % count for index in range(count)]
 
 
 def _unsplit(model: Path, manifest: Manifest, views: Sequence[tuple[Sample, Path]]) -> list[int]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitserve.bench.measure import LOCAL
 from splitserve.bench.process import Heard, Process
 from splitserve.errors import MeasurementError
 
 ANSWER_S = 60.0
 WARM_UP = 5
-LOCAL = ("picture", "normalise", "head", "encode", "edge_tail")
 REMOTE = ("cloud_decode", "tail")
 
 

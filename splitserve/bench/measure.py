@@ -1,10 +1,23 @@
 """Turning samples into figures: median, p95, and intervals on ratios."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 RESAMPLES = 2000
+LOCAL = ("picture", "normalise", "head", "encode", "edge_tail")  # an answer's stages on the device
+
+
+def in_turn(count: int, turn: int) -> list[int]:
+    """Every arm once, beginning with another one each turn."""
+    return [(turn + index) % count for index in range(count)]
+
+
+def slowdown_of(answer: Mapping[str, Any]) -> float:
+    """How many times slower the edge computed than this machine did, as measured."""
+    stretched = sum(answer["stages_s"].get(stage, 0.0) for stage in LOCAL)
+    return float(stretched / max(1e-9, answer["native_s"]))
 
 
 def median(values: Sequence[float]) -> float:

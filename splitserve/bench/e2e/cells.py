@@ -8,6 +8,7 @@ from splitserve.bench.e2e.figures import Answer, Setting, arm_result, compare
 from splitserve.bench.e2e.result import Cell
 from splitserve.bench.e2e.rig import Rig
 from splitserve.bench.link import LinkSettings, self_test
+from splitserve.bench.measure import in_turn
 
 RAW_EVERY = 4  # turns in which the uncompressed upload takes part; it takes seconds on slow links
 
@@ -40,8 +41,8 @@ def measure_cell(
     answers: dict[str, dict[int, Answer]] = {arm.name: {} for arm in arms}
     for turn in range(-warm_up, count):
         path, _ = pictures[turn % len(pictures)]
-        for index in range(len(arms)):
-            arm = arms[(turn + index) % len(arms)]
+        for index in in_turn(len(arms), turn):
+            arm = arms[index]
             if _takes_part(arm, turn):
                 answer = rig.ask(arm.name, path)
                 if turn >= 0:

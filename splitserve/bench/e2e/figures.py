@@ -8,14 +8,13 @@ import numpy as np
 
 from splitserve.bench.e2e.arms import ADAPTIVE, Arm
 from splitserve.bench.e2e.result import STAGES, ArmResult, Cell, Gain, Ratio, Summary
-from splitserve.bench.measure import median, p95, ratio_interval
+from splitserve.bench.measure import median, p95, ratio_interval, slowdown_of
 from splitserve.errors import MeasurementError
 from splitserve.plan.decide import Worth
 from splitserve.plans import Link, latency_s
 
 Answer = Mapping[str, Any]
 Answers = Mapping[int, Answer]  # by the turn in which they were given
-LOCAL = ("picture", "normalise", "head", "encode", "edge_tail")
 NEAR = 0.05
 
 
@@ -81,17 +80,6 @@ def arm_result(arm: Arm, by_turn: Answers, wanted: Sequence[int], link: Link) ->
     )
 
 
-def slowdown_of(answers: Sequence[Answer]) -> float:
-    """How many times slower the edge computed than this machine, as measured: median."""
-    return median(
-        [
-            sum(answer["stages_s"].get(stage, 0.0) for stage in LOCAL)
-            / max(1e-9, answer["native_s"])
-            for answer in answers
-        ]
-    )
-
-
 def paired(ours: Answers, theirs: Answers) -> tuple[list[float], list[float]]:
     """Total seconds of two arms, over the turns in which both answered."""
     turns = sorted(ours.keys() & theirs.keys())
@@ -130,7 +118,9 @@ def compare(setting: Setting, rows: Sequence[ArmResult], answers: Mapping[str, A
     return Cell(
         name=setting.name,
         slowdown=setting.slowdown,
-        slowdown_measured=slowdown_of([a for them in answers.values() for a in them.values()]),
+        slowdown_measured=median(
+            [slowdown_of(one) for them in answers.values() for one in them.values()]
+        ),
         rate_bps=setting.link.uplink_bps,
         rtt_s=setting.rtt_s,
         is_crossing=setting.is_crossing,

@@ -8,7 +8,7 @@ from splitserve.bench.e2e.arms import Arm
 from splitserve.bench.e2e.result import Flow, Ratio, Throughput
 from splitserve.bench.e2e.rig import ANSWER_S, Rig
 from splitserve.bench.link import LinkSettings, self_test
-from splitserve.bench.measure import median
+from splitserve.bench.measure import in_turn, median
 from splitserve.errors import MeasurementError
 from splitserve.plan import Offer
 from splitserve.plans import Link, PlanOption, latency_s, throughput
@@ -67,8 +67,8 @@ def measure_flows(
     rig.set_link(settings)
     blocks: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for turn in range(BLOCKS):
-        for index in range(len(arms)):
-            name = arms[(turn + index) % len(arms)].name
+        for index in in_turn(len(arms), turn):
+            name = arms[index].name
             blocks[name].append(_block(rig, name, pictures))
             tick()
     return [

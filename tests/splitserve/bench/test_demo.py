@@ -7,6 +7,7 @@ from rich.console import Console
 from splitserve.artifact import load_artifact
 from splitserve.bench import demo
 from splitserve.bench.demo_report import print_report
+from splitserve.bench.measure import in_turn
 from splitserve.bench.samples import SAMPLES, write_views
 from splitserve.cli import main
 
@@ -41,8 +42,8 @@ def test_demo_takes_the_last_three_cuts_with_work_left(lite0_artifact):
 
 
 def test_every_arm_takes_its_turn_first():
-    assert [demo._order(3, turn)[0] for turn in range(4)] == [0, 1, 2, 0]
-    assert sorted(demo._order(3, 2)) == [0, 1, 2]
+    assert [in_turn(3, turn)[0] for turn in range(4)] == [0, 1, 2, 0]
+    assert sorted(in_turn(3, 2)) == [0, 1, 2]
 
 
 def test_views_differ_and_repeat_with_the_seed(tmp_path):

@@ -11,11 +11,12 @@ from planned import EDGE, JPEG, SPLIT, decide_among, made_up_profile, offer
 from splitserve.artifact import Artifact, load_artifact
 from splitserve.bench.e2e import cells, flows
 from splitserve.bench.e2e.arms import ADAPTIVE, Arm, choose_arms, plan_file
-from splitserve.bench.e2e.figures import Setting, arm_result, compare, slowdown_of, summarise
+from splitserve.bench.e2e.figures import Setting, arm_result, compare, summarise
 from splitserve.bench.e2e.flows import as_throughput, beside, best_flow, crossing_bps
 from splitserve.bench.e2e.prepare import Place, Wish, classes, halves, make_sheet
 from splitserve.bench.e2e.report import cards, write_report
 from splitserve.bench.e2e.result import Cell, Flow, Ratio, Result
+from splitserve.bench.measure import slowdown_of
 from splitserve.cli import main
 from splitserve.errors import UsageError
 from splitserve.picture import list_pictures
@@ -70,7 +71,7 @@ def test_an_arm_has_its_median_its_agreement_and_its_error():
     assert row.predicted_s == latency_s(SPLIT.option, LINK)
     assert row.error == pytest.approx(row.predicted_s / 0.1055 - 1)
     assert row.stages_s == {"head": 2.0, "network": 0.1}
-    assert slowdown_of(list(answers(1.0).values())) == pytest.approx(4)
+    assert slowdown_of(answers(1.0)[0]) == pytest.approx(4)
 
 
 def test_the_adaptive_arm_has_no_prediction():
