@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from splitserve.artifact import Artifact
+from splitserve.artifact import Artifact, Withdrawn
 from splitserve.codec import Codec, Codecs, RawCodec, References, StepAnsCodec, TopCodec
 from splitserve.errors import (
     ArtifactError,
@@ -91,7 +91,8 @@ class Tail:
 
         Raises:
             UnknownArtifactError: the request was made for another artifact.
-            ContractError: no such cut, or shapes that contradict the manifest.
+            ContractError: no such cut, one that is withdrawn, or shapes that contradict the
+                manifest.
             CodecError: an unknown codec, a parameter that it does not take, or a shape that its
                 tables do not fit.
             FrameTooLargeError: a tensor of more coefficients than the limit on elements.
@@ -103,6 +104,9 @@ class Tail:
             )
         if request.cut >= len(self._chain):
             raise ContractError(f"no tail after position {request.cut} of {len(self._chain)}")
+        if isinstance(self.artifact.manifest.defence(request.cut), Withdrawn):
+            where = self.artifact.manifest.positions[request.cut]
+            raise ContractError(f"cut {where} is withdrawn: nothing may cross there")
         codec = self._codecs.decoder(request.codec, request.cut, request.parameter)
         shapes = [section.shape for section in request.sections]
         specs = self._specs(request.cut, codec)

@@ -8,8 +8,9 @@ from typing import TypeVar
 import numpy as np
 
 from edge_agent.history import Coded, History, Known
-from splitserve.artifact import Artifact
+from splitserve.artifact import Artifact, Withdrawn
 from splitserve.codec import Codec, Codecs, StepAnsCodec, Symbols
+from splitserve.defence import defend
 from splitserve.errors import CodecError, UsageError
 from splitserve.exits import Gate, Judged
 from splitserve.picture import decode_picture, normalise
@@ -123,6 +124,8 @@ class Head:
             raise UsageError(
                 f"codec {codec.name} carries pictures; it needs --cut input, not {cut}"
             )
+        if isinstance(self.artifact.manifest.defence(position), Withdrawn):
+            raise UsageError(f"cut {cut} is withdrawn: nothing may cross there; take another")
         return Plan(cut, position, codec)
 
     @property
@@ -178,7 +181,9 @@ class Head:
             work.problem = str(error)
 
     def _egress(self, work: Work) -> list[Array]:
-        return [work.tensors[s.name] for s in self.artifact.manifest.egress(work.position)]
+        manifest = self.artifact.manifest
+        tensors = [work.tensors[spec.name] for spec in manifest.egress(work.position)]
+        return defend(manifest.defence(work.position), tensors)
 
     def make_whole(self, work: Work, plan: Plan) -> None:
         """Encode the same integers again, by themselves: the cloud may decode them at any time."""

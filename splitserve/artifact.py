@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -206,6 +206,47 @@ class Leakage(_Part):
     """Date after which it says nothing."""
 
 
+class Noise(_Part):
+    """Fresh Gaussian noise on every request."""
+
+    kind: Literal["noise"] = "noise"
+    asked: str
+    """As it was asked for, such as `noise:0.01`."""
+    deviations: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    """Standard deviation for each egress tensor."""
+
+
+class Rounding(_Part):
+    """Features rounded to multiples of a step."""
+
+    kind: Literal["step"] = "step"
+    asked: str
+    steps: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    """For each egress tensor."""
+
+
+class Subset(_Part):
+    """Some channels only; in the others' place travels a constant."""
+
+    kind: Literal["channels"] = "channels"
+    asked: str
+    axes: tuple[int, ...] = Field(min_length=1)
+    """Of the channels of each egress tensor."""
+    constants: tuple[tuple[float | None, ...], ...] = Field(min_length=1)
+    """Of each egress tensor for each channel: what travels instead; null for a channel that is
+    kept."""
+
+
+class Withdrawn(_Part):
+    """Nothing may cross here."""
+
+    kind: Literal["withdrawn"] = "withdrawn"
+    asked: str = "withdrawn"
+
+
+Defence = Annotated[Noise | Rounding | Subset | Withdrawn, Field(discriminator="kind")]
+
+
 class Cut(_Part):
     """A place where head and tail part."""
 
@@ -222,8 +263,39 @@ class Cut(_Part):
     """Tables and rates of the `step-ans` codec; None until `splitserve calibrate`."""
     exit: Exit | None = None
     """A classifier that may answer here; None until `splitserve calibrate --exits`."""
+    defence: Defence | None = None
+    """What is done to the features before they are encoded; None until `splitserve defend`."""
     leakage: Leakage | None = None
     """What `splitserve audit-leakage --write` found; None until then."""
+
+    @model_validator(mode="after")
+    def _defence_fits(self) -> "Cut":
+        problem = _mismatch_of(self.defence, self.egress)
+        if problem:
+            raise ValueError(f"the defence of {self.name}: {problem}")
+        return self
+
+
+def _mismatch_of(defence: Defence | None, egress: Sequence[TensorSpec]) -> str | None:
+    """Why a defence does not fit the tensors that cross; None when it does."""
+    if defence is None or isinstance(defence, Withdrawn):
+        return None
+    other = [spec.name for spec in egress if not spec.dtype.startswith("float")]
+    if other:
+        return f"{other[0]} is no floating-point tensor"
+    if isinstance(defence, Subset):
+        lengths = {len(defence.axes), len(defence.constants)}
+    else:
+        amounts = defence.deviations if isinstance(defence, Noise) else defence.steps
+        lengths = {len(amounts)}
+    if lengths != {len(egress)}:
+        return f"made for {sorted(lengths)} tensors, {len(egress)} cross"
+    if isinstance(defence, Subset):
+        for spec, axis, constants in zip(egress, defence.axes, defence.constants, strict=True):
+            inside = -len(spec.shape) <= axis < len(spec.shape)
+            if not inside or spec.shape[axis] != len(constants):
+                return f"{len(constants)} channels along axis {axis} of {spec.name}"
+    return None
 
 
 class ModelFacts(_Part):
@@ -299,6 +371,10 @@ class Manifest(_Part):
         tables = [cut.calibration.tables for cut in self.cuts if cut.calibration]
         exits = [cut.exit.graph for cut in self.cuts if cut.exit]
         return (*self.segments, *heads, *tables, *exits)
+
+    def defence(self, position: int) -> Defence | None:
+        """What is done to the features that cross at a position."""
+        return self.cuts[position - 1].defence if 1 <= position <= len(self.cuts) else None
 
     def position(self, name: str) -> int:
         """Number of the position called `name`.

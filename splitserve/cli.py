@@ -40,6 +40,9 @@ COMMANDS = {
         "splitserve.profile.command", "measure an artifact's parts on this machine", "edge"
     ),
     "plan": Command("splitserve.plan.command", "choose the cut, or none, for a link", "plan"),
+    "defend": Command(
+        "splitserve.audit.command_defend", "hide features before they travel", "audit"
+    ),
     "audit-leakage": Command(
         "splitserve.audit.command", "attack the features of a cut, and give a verdict", "audit"
     ),

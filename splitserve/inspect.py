@@ -75,6 +75,8 @@ def _show(artifact: Artifact) -> None:
         console.print(_rates(manifest))
     if any(cut.exit for cut in manifest.cuts):
         console.print(_exits(manifest))
+    if any(cut.defence or cut.leakage for cut in manifest.cuts):
+        console.print(_leakage(manifest))
     console.print(f"[green]all {len(manifest.files)} files match their hashes[/]")
 
 
@@ -113,6 +115,22 @@ def _exits(manifest: Manifest) -> Table:
             table.add_row(escape(name), *figures, f"{found.fitted_on}", size)
         if not found.floors:
             table.add_row(escape(name), "none kept", "", "", f"{found.fitted_on}", size)
+    return table
+
+
+def _leakage(manifest: Manifest) -> Table:
+    """What is done against leakage, and what an audit found."""
+    table = Table(title="defences, and what splitserve audit-leakage found: 5 exposed to 1")
+    for name in ("cut", "defence", "level", "behind", "identified %", "expires"):
+        table.add_column(name, no_wrap=True)
+    for cut in (cut for cut in manifest.cuts if cut.defence or cut.leakage):
+        asked, found = cut.defence.asked if cut.defence else "none", cut.leakage
+        if found is None:
+            table.add_row(escape(cut.name), asked, "not audited", "", "", "")
+            continue
+        quality = "" if found.quality is None else f" {found.quality:g}"
+        behind, identified = f"{found.codec}{quality}", f"{found.identified:.1f}"
+        table.add_row(escape(cut.name), asked, str(found.level), behind, identified, found.expires)
     return table
 
 

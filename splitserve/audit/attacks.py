@@ -8,10 +8,10 @@ import numpy as np
 from splitserve.audit.document import Threat
 from splitserve.audit.images import gaussian
 from splitserve.audit.inverse import Inverse, Pairs, Recipe, train_inverse
-from splitserve.audit.laboratory import MADE_SEED, Laboratory
-from splitserve.audit.optimise import Prey, optimise, sweep
+from splitserve.audit.laboratory import MADE_SEED, Laboratory, Lesson, Target
+from splitserve.audit.optimise import WEIGHTS, Prey, optimise, sweep
 from splitserve.audit.score import score
-from splitserve.audit.subject import Floats
+from splitserve.audit.subject import Floats, Subject
 
 FLAT = 0.02  # a loss that fell by less than this share over the last tenth has converged
 NEAR = 0.05  # of the features' variance: an optimisation that came so near has converged
@@ -26,6 +26,7 @@ class Loot:
 
     Args:
         cut: name.
+        defence: in front of the cut, as it was asked for.
         attack: name.
         threat: who could run it.
         pictures: reconstructions of the first of the attacked pictures, 0 to 1.
@@ -35,6 +36,7 @@ class Loot:
     """
 
     cut: str
+    defence: str
     attack: str
     threat: Threat
     pictures: Floats
@@ -46,29 +48,45 @@ class Loot:
 def _learned(
     lab: Laboratory, pictures: Floats, facts: tuple[str, Threat], recipe: Recipe, tick: Tick
 ) -> list[Loot]:
-    """Learn the inverse of every depth from some pictures, and attack every cut with it."""
+    """Learn the inverse of every depth from some pictures, and attack every cut with it.
+
+    Behind a defence two attackers try: one who learned through it, and one who does not know it.
+    """
     name, threat = facts
-    pairs = lab.pairs(pictures)
-    inverse = Inverse(lab.borders, (3, *lab.subject.size), lab.seed)
-    losses = train_inverse(lab.subject, inverse, pairs, recipe, tick)
     settings = {"steps": recipe.steps, "learned_on": len(pictures), "cycle": recipe.cycle}
     loot = []
-    for target in lab.targets:
-        depth = lab.depth_of(target)
-        if depth is not None:
-            (received,) = lab.received(target, lab.attacked)
-            found = inverse.invert(received, depth)
-            loot.append(_loot(target.name, name, threat, found, settings, losses))
-    control = lab.borders[0]
-    if lab.depth_of(lab.targets[0]) != 0:  # the positive control: the shallowest block
-        (plain,) = lab.subject.collect(lab.attacked, [control.name])
-        found = inverse.invert(plain, 0)
-        loot.append(_loot(control.name, name, threat, found, settings, losses))
+    for teacher in (lab, lab.plain):
+        if teacher is None:
+            continue
+        is_first = name not in teacher.lessons
+        lesson = _lesson(teacher, name, pictures, recipe, tick)
+        who = threat.model_copy(update={"adapts": teacher is lab})
+        for target in lab.targets:
+            depth = lab.depth_of(target)
+            if depth is not None and (teacher is lab or target.transport.defence is not None):
+                (received,) = lab.received(target, lab.attacked)
+                found = lesson.inverse.invert(received, depth)
+                loot.append(_loot(target, name, who, found, settings, lesson.losses))
+        is_audited = teacher is lab and lab.depth_of(lab.targets[0]) == 0
+        if is_first and teacher.plain is None and not is_audited:
+            # The positive control: the shallowest block, without codec and defence.
+            (plain,) = lab.subject.collect(lab.attacked, list(lab.control.egress))
+            found = lesson.inverse.invert(plain, 0)
+            loot.append(_loot(lab.control, name, threat, found, settings, lesson.losses))
     return loot
 
 
+def _lesson(lab: Laboratory, name: str, pictures: Floats, recipe: Recipe, tick: Tick) -> Lesson:
+    """What the attacker learns behind a laboratory's transports; learned once."""
+    if name not in lab.lessons:
+        inverse = Inverse(lab.borders, (3, *lab.subject.size), lab.seed)
+        losses = train_inverse(lab.subject, inverse, lab.pairs(pictures), recipe, tick)
+        lab.lessons[name] = Lesson(inverse, losses)
+    return lab.lessons[name]
+
+
 def _loot(
-    cut: str,
+    target: Target,
     name: str,
     threat: Threat,
     found: Floats,
@@ -79,7 +97,9 @@ def _loot(
     last, before = np.mean(losses[-tenth:]), np.mean(losses[-2 * tenth : -tenth])
     marks = [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
     has_converged = bool(before - last <= FLAT * before)
-    return Loot(cut, name, threat, found, settings, has_converged, {"losses": marks})
+    seen = threat.model_copy(update={"observations": target.transport.observations})
+    evidence = {"losses": marks}
+    return Loot(target.name, target.asked, name, seen, found, settings, has_converged, evidence)
 
 
 def data_free(lab: Laboratory, tick: Tick) -> list[Loot]:
@@ -122,42 +142,57 @@ def queries(lab: Laboratory, tick: Tick) -> list[Loot]:
         losses = train_inverse(lab.subject, inverse, Pairs(asked, received, received), recipe, tick)
         settings = {"steps": recipe.steps, "queries": len(asked)}
         found = inverse.invert(lab.received(target, lab.attacked)[0], 0)
-        loot.append(_loot(target.name, "decoder, queries", threat, found, settings, losses))
+        loot.append(_loot(target, "decoder, queries", threat, found, settings, losses))
     return loot
 
 
 def white_box(lab: Laboratory, tick: Tick) -> list[Loot]:
     """Optimise the pictures themselves: weights, no data."""
     threat = Threat(knowledge="weights", data="none")
-    steps = lab.budget.optimise_steps
-    loot = []
-    for target in lab.targets:
-        tuned = sweep(
-            lab.subject,
-            lab.tuning,
-            Prey(target.egress, lab.received(target, lab.tuning)),
-            lambda seen, true: float(score(seen, true).ssim.mean()),
-            max(1, steps // 2),
-            tick,
-        )
-        weight = max(tuned, key=lambda one: one[1])[0]
-        prey = Prey(target.egress, lab.received(target, lab.optimised))
-        found = optimise(lab.subject, prey, weight, steps, tick)
-        loot.append(
-            Loot(
-                target.name,
-                "optimisation",
-                threat,
-                found.pictures,
-                {"steps": steps, "variation": weight},
-                bool(np.median(found.distance) < NEAR),
-                {
-                    "sweep": [list(one) for one in tuned],
-                    "distance": [float(value) for value in found.distance],
-                },
-            )
-        )
-    return loot
+    return [
+        _optimised(lab, target, ("optimisation", threat), lab.subject, tick)
+        for target in lab.targets
+    ]
+
+
+def _optimised(
+    lab: Laboratory, target: Target, facts: tuple[str, Threat], head: Subject, tick: Tick
+) -> Loot:
+    """Tune the weight of the total variation on other pictures, then attack.
+
+    Args:
+        lab: the laboratory.
+        target: the cut.
+        facts: name of the attack, and who could run it.
+        head: what the attacker takes for the head.
+        tick: called after each step.
+    """
+    name, threat = facts
+    known, steps = head.behind(target.transport.defence), lab.budget.optimise_steps
+    tuned = sweep(
+        known,
+        lab.tuning,
+        Prey(target.egress, lab.received(target, lab.tuning)),
+        lambda seen, true: float(score(seen, true).ssim.mean()),
+        max(1, steps // 2),
+        tick,
+    )
+    weight = max(tuned, key=lambda one: one[1])[0]
+    prey = Prey(target.egress, lab.received(target, lab.optimised))
+    found = optimise(known, prey, weight, steps, tick)
+    return Loot(
+        target.name,
+        target.asked,
+        name,
+        threat.model_copy(update={"observations": target.transport.observations}),
+        found.pictures,
+        {"steps": steps, "variation": weight},
+        bool(np.median(found.distance) < NEAR),
+        {
+            "sweep": [list(one) for one in tuned],
+            "distance": [float(value) for value in found.distance],
+        },
+    )
 
 
 Attack = Callable[[Laboratory, Tick], list[Loot]]
@@ -170,9 +205,13 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
-def steps_of(name: str, lab: Laboratory) -> int:
+def steps_of(name: str, labs: Sequence[Laboratory]) -> int:
     """How often an attack ticks, for the progress bar."""
-    budget, cuts = lab.budget, len(lab.targets)
-    if name == "optimise":
-        return cuts * (budget.optimise_steps + 5 * max(1, budget.optimise_steps // 2))
-    return budget.steps * (cuts if name == "queries" else 1)
+    budget = labs[0].budget
+    cuts = sum(len(lab.targets) for lab in labs)
+    if name in ("optimise", "shadow"):
+        return cuts * (budget.optimise_steps + len(WEIGHTS) * max(1, budget.optimise_steps // 2))
+    if name == "queries":
+        return budget.steps * cuts
+    teachers = {id(lab) for lab in labs} | {id(lab.plain) for lab in labs if lab.plain}
+    return budget.steps * len(teachers)

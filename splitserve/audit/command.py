@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
@@ -16,17 +16,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from splitserve.artifact import Artifact, Leakage, Manifest, load_artifact, write_artifact
 from splitserve.audit.attacks import ATTACKS, Loot, steps_of
 from splitserve.audit.budget import BUDGETS
+from splitserve.audit.defences import OWN, fit_defence, parse_defence
 from splitserve.audit.document import Audit, CutAudit
 from splitserve.audit.laboratory import Laboratory, Target
+from splitserve.audit.material import Folders, read_material
 from splitserve.audit.policy import read_policy
 from splitserve.audit.report import show, write_report
-from splitserve.audit.run import attack_all, find
-from splitserve.audit.subject import Floats, transport_of
+from splitserve.audit.run import Judge, attack_all
+from splitserve.audit.subject import transport_of
 from splitserve.audit.work import WorkFolder
 from splitserve.errors import UsageError
 from splitserve.output import print_document
-from splitserve.picture import decode_picture, list_pictures
 from splitserve.profile.machine import tool_versions
+from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.settings import Names, Settings
 
 EXIT_ABOVE = 3
@@ -35,8 +37,7 @@ SIZE_LEAST = 16
 DEFAULT_ATTACKS = ("data-free", "auxiliary", "queries", "optimise")
 LIMITS = (
     "no large generative prior was tried",
-    "one observation of each picture: repeated queries are not averaged",
-    "attribute inference and membership are not audited",
+    "membership in the training set is not audited",
 )
 
 
@@ -65,6 +66,16 @@ class Options(Settings):
     """Attacks, comma-separated: data-free, noise, auxiliary, queries, optimise."""
     budget: Literal["quick", "standard", "thorough"] = "standard"
     """What an attacker may spend."""
+    defence: Names = Field(default=[OWN])
+    """What is done to the features before they are encoded, comma-separated; each is attacked by
+    itself: own (what the artifact holds, see `splitserve defend`), none, noise:0.01 (a floor under
+    the mean squared error), noise:0.5rms, step:0.5 (standard deviations), step:4bit, channels:0.5
+    (share that is kept), withdrawn."""
+    observations: int = Field(default=1, ge=1, le=1000)
+    """How often the receiver sees the features of one picture, each time with fresh noise."""
+    attribute: Path | None = None
+    """CSV file with the columns file and one more: an attribute that the features ought not to
+    tell. A probe is trained to read it."""
     codec: str = "step-ans"
     """What the features travel in; `none` for the features as they are."""
     quality: float | None = None
@@ -80,7 +91,7 @@ class Options(Settings):
     """Blur the pictures in the report."""
     write: bool = False
     """Write the levels into the artifact's manifest, for the planner's --leakage-ceiling. The
-    artifact gets a new id: profile and plan after that."""
+    artifact gets a new id: profile and plan after that. Only for --defence own."""
     seed: int = 0
     """Of everything drawn."""
     threads: int = Field(default=0, ge=0, le=1024)
@@ -98,12 +109,15 @@ def run(options: Options) -> int:
     console = Console(stderr=True)
     artifact = load_artifact(options.artifact)
     policy, names = read_policy(options.policy), _attacks(options)
+    if options.write and list(options.defence) != [OWN]:
+        raise UsageError("--write notes what the artifact does itself: first splitserve defend")
     started = datetime.now(UTC)
-    lab, digest = _laboratory(options, artifact)
+    labs, digest = _laboratories(options, artifact, _cuts(options, artifact.manifest))
+    lab = labs[0].plain or labs[0]
     work = WorkFolder(options.output / "work", _facts(options, artifact, digest))
-    loot = _attack(lab, names, work, console)
+    loot = _attack(labs, names, work, console)
     with console.status("scoring"):
-        findings = find(lab, loot, policy)
+        findings = Judge(lab, policy).find(labs, loot)
     preprocess = artifact.manifest.preprocess
     audit = Audit(
         artifact_id=artifact.id.hex(),
@@ -119,7 +133,7 @@ def run(options: Options) -> int:
         cuts=findings.cuts,
         control=findings.control,
         policy=policy.name,
-        limits=LIMITS,
+        limits=_limits(options),
         seed=options.seed,
         threads=torch.get_num_threads(),
         tools={**tool_versions(), "torch": torch.__version__},
@@ -185,85 +199,84 @@ def _attacks(options: Options) -> list[str]:
 
 
 def _attack(
-    lab: Laboratory, names: Sequence[str], work: WorkFolder, console: Console
+    labs: Sequence[Laboratory], names: Sequence[str], work: WorkFolder, console: Console
 ) -> list[Loot]:
     """Run what no earlier run has finished; keep each attack as soon as it is done."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     everything = []
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        bars = {name: progress.add_task(name, total=steps_of(name, lab)) for name in names}
+        bars = {name: progress.add_task(name, total=steps_of(name, labs)) for name in names}
         for name in names:
             loot = work.load(name)
             if loot is None:
-                loot = attack_all(lab, [name], lambda which: progress.advance(bars[which]))
+                loot = attack_all(labs, [name], lambda which: progress.advance(bars[which]))
                 work.keep(name, loot)
-            progress.update(bars[name], completed=steps_of(name, lab))
+            progress.update(bars[name], completed=steps_of(name, labs))
             everything += loot
     return everything
 
 
-def _laboratory(options: Options, artifact: Artifact) -> tuple[Laboratory, str]:
+def _laboratories(
+    options: Options, artifact: Artifact, cuts: Sequence[str]
+) -> tuple[list[Laboratory], str]:
+    """One laboratory for each defence, and the attacked pictures' sha256."""
     manifest, budget = artifact.manifest, BUDGETS[options.budget]
     crop = manifest.preprocess.crop if manifest.preprocess else (0, 0)
     size = (options.size, options.size) if options.size else crop
     if any(side > most for side, most in zip(size, crop, strict=True)):
         raise UsageError(f"--size {options.size}: the model's own size is {crop[0]} x {crop[1]}")
+    for text in options.defence:
+        parse_defence(text)
+    positions = sorted({manifest.position(name) for name in cuts})
     targets = [
         Target(
             position,
             manifest.positions[position],
             tuple(spec.name for spec in manifest.egress(position)),
-            transport_of(artifact, position, options.codec, options.quality),
+            replace(
+                transport_of(artifact, position, options.codec, options.quality),
+                observations=options.observations,
+                seed=options.seed,
+            ),
         )
-        for position in _positions(options.cut, manifest)
+        for position in positions
     ]
-    pictures, digest = read_pictures(
-        options.images, manifest, size, budget.pictures + budget.tuned, options.seed
-    )
-    empty = np.empty((0, 3, *size), np.float32)
-    auxiliary = (
-        read_pictures(options.auxiliary, manifest, size, budget.made, options.seed)[0]
-        if options.auxiliary
-        else empty
-    )
-    return Laboratory(artifact, targets, (pictures, auxiliary), budget, options.seed), digest
+    folders = Folders(options.images, options.auxiliary, options.attribute)
+    material, digest = read_material(folders, manifest, size, budget, options.seed)
+    plain = Laboratory(artifact, targets, material, budget, options.seed)
+    own = [manifest.defence(position) for position in positions]
+    chain = open_chain(artifact, RuntimeOptions())
+    labs = []
+    for text in options.defence:
+        fitted = own
+        if text != OWN:
+            wanted = parse_defence(text)
+            fitted = [
+                fit_defence(wanted, artifact, position, material.whole, chain, options.seed)
+                for position in positions
+            ]
+        labs.append(plain.behind(fitted))
+    return labs, digest
 
 
-def _positions(names: Sequence[str], manifest: Manifest) -> list[int]:
+def _limits(options: Options) -> tuple[str, ...]:
+    """What this audit did not look at."""
+    repeated = "one observation of each picture: repeated requests are not averaged"
+    attribute = "no attribute was declared, so none was probed"
+    return (
+        *LIMITS,
+        *([repeated] if options.observations == 1 else []),
+        *([attribute] if options.attribute is None else []),
+    )
+
+
+def _cuts(options: Options, manifest: Manifest) -> list[str]:
     cuts = [cut.name for cut in manifest.cuts]
-    wanted = cuts if list(names) == ["all"] else list(names)
+    wanted = cuts if list(options.cut) == ["all"] else list(options.cut)
     for name in wanted:
         if name not in cuts:
             raise UsageError(f"--cut: no cut {name!r} here; there are: {', '.join(cuts)}")
-    return sorted({manifest.position(name) for name in wanted})
-
-
-def read_pictures(
-    folder: Path, manifest: Manifest, size: tuple[int, int], limit: int, seed: int
-) -> tuple[Floats, str]:
-    """Read up to `limit` pictures in a drawn order, (n, 3, height, width), 0 to 1.
-
-    Returns:
-        The pictures, and the sha256 of their files in this order.
-
-    Raises:
-        UsageError: no pictures, or a model that takes none.
-        PictureError: a damaged one.
-    """
-    if manifest.preprocess is None:
-        raise UsageError("the audit attacks models that take pictures")
-    scale = max(size) / max(manifest.preprocess.crop)
-    short = max(*size, round(manifest.preprocess.resize_short_side * scale))
-    small = manifest.preprocess.model_copy(update={"crop": size, "resize_short_side": short})
-    paths = list_pictures(folder)
-    order = np.random.default_rng(seed).permutation(len(paths))[:limit]
-    digest, rows = hashlib.sha256(), []
-    for index in order:
-        content = paths[index].read_bytes()
-        digest.update(content)
-        pixels = decode_picture(content, small)
-        rows.append(pixels.transpose(2, 0, 1).astype(np.float32) / 255)
-    return np.stack(rows), digest.hexdigest()
+    return wanted
 
 
 def _facts(options: Options, artifact: Artifact, digest: str) -> dict[str, object]:
@@ -274,6 +287,8 @@ def _facts(options: Options, artifact: Artifact, digest: str) -> dict[str, objec
         "auxiliary": str(options.auxiliary),
         "budget": options.budget,
         "codec": [options.codec, options.quality],
+        "defence": options.defence,
+        "observations": options.observations,
         "cuts": options.cut,
         "size": options.size,
         "seed": options.seed,
@@ -290,4 +305,7 @@ def _command(options: Options) -> str:
     words += [f"--quality {options.quality:g}"] if options.quality is not None else []
     words += [f"--size {options.size}"] if options.size else []
     words += ["--auxiliary DIR"] if options.auxiliary else []
+    words += [f"--defence {','.join(options.defence)}"] if list(options.defence) != [OWN] else []
+    words += [f"--observations {options.observations}"] if options.observations > 1 else []
+    words += ["--attribute FILE"] if options.attribute else []
     return " ".join(words)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from splitserve.artifact import Defence, Withdrawn
 from splitserve.documents import read_document
 
 FILE_LIMIT_BYTES = 64 * 1024 * 1024
@@ -63,6 +64,8 @@ class Attempt(_Part):
     """Steps, pictures, weights: all that a repetition needs besides the seed."""
     seed: int
     pictures: int = Field(ge=1)
+    error: Figure
+    """Mean squared error, pixels being 0 to 1; the worst is the smallest."""
     psnr: Figure
     ssim: Figure
     identified: Share
@@ -79,10 +82,44 @@ class Bound(_Part):
     """What fresh noise guarantees."""
 
     dfil: float | None = None
-    """Fisher information over the number of pixels; None without noise."""
+    """Fisher information of one observation over the number of pixels; None without noise."""
     least_error: float | None = None
-    """Mean squared error below which no unbiased attacker comes; None: no bound."""
+    """Mean squared error below which no unbiased attacker comes on average over the pictures;
+    None: no bound."""
+    least_error_worst: float | None = None
+    """The same of the picture with the most information."""
+    least_error_prior: float | None = None
+    """Estimate for an attacker who knows what pictures look like: a Gaussian prior of their
+    variance."""
     reason: str
+
+
+class Bits(_Part):
+    """What a probe reads from some values about an attribute."""
+
+    bits: float
+    """Usable information: entropy of the attribute less the probe's held-out cross-entropy."""
+    low: float
+    """Of its 95 % bootstrap interval."""
+    high: float
+    balanced_accuracy: float = Field(ge=0, le=1)
+
+
+class Probe(_Part):
+    """A declared attribute, read by a linear probe, cross-validated."""
+
+    attribute: str
+    values: int = Field(ge=2)
+    pictures: int = Field(ge=2)
+    entropy_bits: float
+    features: Bits
+    answers: Bits
+    """Of the model's own answer, which the service reveals anyway."""
+    pixels: Bits
+    shuffled: Bits
+    """Of features with the attribute shuffled: the probe's own noise."""
+    excess_bits: float
+    """Features less answers."""
 
 
 class Estimates(_Part):
@@ -93,14 +130,8 @@ class Estimates(_Part):
     """Chance of as much with shuffled pairs."""
     trace: float | None = Field(default=None, ge=0)
     """Of J'J over the number of pixels, mean of some pictures."""
-
-
-class Defence(_Part):
-    """What is done to the features before they travel."""
-
-    kind: Literal["none", "noise", "step", "channels"]
-    amount: float = 0.0
-    text: str = "none"
+    probe: Probe | None = None
+    """What the features say about the declared attribute; None where nobody declared one."""
 
 
 class CutAudit(_Part):
@@ -109,21 +140,50 @@ class CutAudit(_Part):
     cut: str
     shape: tuple[int, ...]
     macs_share: float
+    convolutions: int
+    """And matrix products before the cut."""
     transport: str
     """For people."""
     codec: str
     """That the features travelled in; `none` for float32."""
     quality: float | None = None
     bytes_up: float = Field(ge=0)
-    defence: Defence
-    agreement: Share | None
-    """Answers that are the unsplit model's, through transport and defence; None at a reduced
-    size, at which the model was not made to answer."""
+    defence: Defence | None
+    """What is done to the features before they are encoded."""
+    agreement: Share
+    """Answers that are the unsplit model's, through defence and transport, at its own size."""
     attempts: tuple[Attempt, ...]
     bound: Bound
     estimates: Estimates | None = None
     level: int = Field(ge=1, le=5)
     reasons: tuple[str, ...]
+
+    @property
+    def asked(self) -> str:
+        """The defence for people."""
+        return self.defence.asked if self.defence else "none"
+
+    def unaware(self, attack: str) -> Attempt | None:
+        """The same attack by somebody who does not know the defence; None where it was not run."""
+        found = (one for one in self.attempts if one.attack == attack and not one.threat.adapts)
+        return next(found, None)
+
+    @property
+    def strongest(self) -> Attempt | None:
+        """The attack that identified most, with the best SSIM of these; None without any."""
+        by = [(one.identified.value, one.ssim.mean) for one in self.attempts]
+        return self.attempts[by.index(max(by))] if by else None
+
+    @model_validator(mode="after")
+    def _has_adapted(self) -> "CutAudit":
+        """A defence is only reported with attackers who know it."""
+        if self.defence is None or isinstance(self.defence, Withdrawn):
+            return self
+        adapted = {one.attack for one in self.attempts if one.threat.adapts}
+        naive = {one.attack for one in self.attempts if not one.threat.adapts}
+        if not adapted or naive - adapted:
+            raise ValueError(f"{self.cut}: no attack was adapted to the defence {self.asked}")
+        return self
 
 
 class Baselines(_Part):

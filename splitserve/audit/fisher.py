@@ -29,16 +29,24 @@ class Trace:
     error: float
 
 
-def flat_head(subject: Subject, names: Sequence[str] | None = None) -> Head:
+def flat_head(
+    subject: Subject, names: Sequence[str] | None = None, units: Sequence[float] | None = None
+) -> Head:
     """The head as one function from pictures to one vector each.
 
     Args:
         subject: the head.
         names: tensors to end at; the egress by default.
+        units: what each tensor is divided by: with the noise's standard deviations the trace of
+            J'J over the number of pixels is dFIL.
     """
 
     def run(pictures: Tensor) -> Tensor:
-        return torch.cat([tensor.flatten(1) for tensor in subject.features(pictures, names)], 1)
+        found = subject.features(pictures, names)
+        scales = units or [1.0] * len(found)
+        return torch.cat(
+            [(one / scale).flatten(1) for one, scale in zip(found, scales, strict=True)], 1
+        )
 
     return run
 
@@ -81,11 +89,15 @@ def noise_for(trace: float, least_error: float) -> float:
     return math.sqrt(trace * least_error)
 
 
-def error_floor(trace: float, deviation: float, observations: int = 1) -> float | None:
-    """Least mean squared error of an unbiased attacker who sees a picture several times.
+def error_floor(dfil: float, observations: int = 1, variance: float = math.inf) -> float:
+    """Least mean squared error of an attacker who sees a picture several times.
 
-    None without noise: a deterministic cut has no bound. Independent noise is averaged away.
+    Independent noise is averaged away.
+
+    Args:
+        dfil: of one observation; 1 / dfil bounds unbiased attackers.
+        observations: of the same picture.
+        variance: of the pictures, for an attacker who knows it: van Trees' bound with a Gaussian
+            prior. Pictures are not Gaussian, so with it the floor is an estimate.
     """
-    if deviation <= 0:
-        return None
-    return deviation**2 / (observations * trace)
+    return 1 / (observations * dfil + 1 / variance)

@@ -1,15 +1,16 @@
 """One audit's material: the head, the pictures, the cuts and how their features travel."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from splitserve.artifact import Artifact
+from splitserve.artifact import Artifact, Defence, Withdrawn
 from splitserve.audit.budget import Budget
 from splitserve.audit.images import procedural
-from splitserve.audit.inverse import Border, Pairs, find_borders
+from splitserve.audit.inverse import Border, Inverse, Pairs, find_borders
 from splitserve.audit.subject import Floats, Subject, Transport
 from splitserve.errors import UsageError
 
@@ -33,6 +34,47 @@ class Target:
     egress: tuple[str, ...]
     transport: Transport
 
+    @property
+    def asked(self) -> str:
+        """The defence for people."""
+        return self.transport.defence.asked if self.transport.defence else "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """Something that the features ought not to say: a name, and its value for each picture."""
+
+    name: str
+    values: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Pictures of an audit.
+
+    Args:
+        pictures: that are attacked, (n, 3, height, width), 0 to 1; the gallery too. The last ones
+            are for tuning.
+        auxiliary: of the attacker's own, none of them attacked; may be empty.
+        labels: class of each auxiliary picture; empty where nobody said.
+        whole: the first of the pictures at the model's own size, for what the model answers.
+        attribute: declared as sensitive; None where nobody declared one.
+    """
+
+    pictures: Floats
+    auxiliary: Floats
+    whole: Floats
+    labels: Sequence[int] = ()
+    attribute: Attribute | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What an attacker has learned, and the loss of each step."""
+
+    inverse: Inverse
+    losses: Sequence[float]
+
 
 class Laboratory:
     """What all attacks of one audit share.
@@ -40,8 +82,7 @@ class Laboratory:
     Args:
         artifact: verified.
         targets: cuts, the shallowest first.
-        pictures: that are attacked, (n, 3, height, width), 0 to 1; the gallery too.
-        auxiliary: pictures of the attacker's own, none of them attacked; may be empty.
+        material: the pictures.
         budget: to spend.
         seed: of everything drawn.
 
@@ -53,11 +94,12 @@ class Laboratory:
         self,
         artifact: Artifact,
         targets: Sequence[Target],
-        pictures: tuple[Floats, Floats],
+        material: Material,
         budget: Budget,
         seed: int,
     ) -> None:
-        self.pictures, self.auxiliary = pictures
+        self.material = material
+        self.pictures, self.auxiliary = material.pictures, material.auxiliary
         if not targets or len(self.pictures) <= budget.tuned + 1:
             raise UsageError(
                 f"{len(targets)} cuts and {len(self.pictures)} pictures; at least one cut and"
@@ -65,15 +107,49 @@ class Laboratory:
             )
         self.artifact = artifact
         self.targets = list(targets)
+        self.withdrawn: list[Target] = []
+        self.plain: Laboratory | None = None
+        self.lessons: dict[str, Lesson] = {}
         self.budget = budget
         self.seed = seed
         height, width = self.pictures.shape[2:]
         self.subject = Subject(artifact, targets[-1].position, (height, width))
 
+    def behind(self, defences: Sequence[Defence | None]) -> "Laboratory":
+        """The same laboratory with a defence at each cut; this one is what a naive attacker knows.
+
+        Cuts that are withdrawn are no targets. Without any defence it is this laboratory itself.
+
+        Args:
+            defences: one a cut.
+        """
+        if not any(defences):
+            return self
+        other = copy.copy(self)
+        other.targets = [
+            replace(target, transport=replace(target.transport, defence=defence))
+            for target, defence in zip(self.targets, defences, strict=True)
+            if not isinstance(defence, Withdrawn)
+        ]
+        other.withdrawn = [
+            target
+            for target, defence in zip(self.targets, defences, strict=True)
+            if isinstance(defence, Withdrawn)
+        ]
+        other.lessons = {}
+        other.plain = self if any(t.transport.defence for t in other.targets) else None
+        return other
+
     @property
     def attacked(self) -> Floats:
         """Pictures of the learned attacks."""
         return self.pictures[: self.budget.pictures]
+
+    @property
+    def control(self) -> Target:
+        """The shallowest block, without codec and defence: where the attacks have to work."""
+        name = self.borders[0].name
+        return Target(0, name, (name,), Transport(None, "none"))
 
     @property
     def tuning(self) -> Floats:

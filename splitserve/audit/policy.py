@@ -6,11 +6,12 @@ levels. The default thresholds are our own proposal for natural pictures (docs/a
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from splitserve.audit.document import Attempt, Baselines
+from splitserve.audit.document import Attempt, Baselines, Probe
 from splitserve.errors import UsageError
 
 LEVELS = {
@@ -43,6 +44,8 @@ class Policy(_Part):
     exposed: Rule = Rule(identified=0.9, ssim=0.6, psnr=20.0)
     high: Rule = Rule(identified=0.5, ssim=0.3)
     moderate: Rule = Rule(identified=0.1)
+    probe_bits: float = Field(default=0.1, gt=0)
+    """Level 2 when the features say so much more about a declared attribute than the answers."""
 
 
 def read_policy(path: Path | None) -> Policy:
@@ -65,18 +68,33 @@ def read_policy(path: Path | None) -> Policy:
         raise UsageError(f"{path}: {where}: {first['msg']}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What counts beside the attempts.
+
+    Args:
+        has_control: whether the same attacks were shown to work at a shallower cut in this run;
+            without that the lowest level is 2.
+        probe: of the declared attribute; None without one.
+    """
+
+    has_control: bool
+    probe: Probe | None = None
+
+
 def judge(
-    attempts: Sequence[Attempt], baselines: Baselines, policy: Policy, *, has_control: bool
+    attempts: Sequence[Attempt], baselines: Baselines, policy: Policy, beside: Beside
 ) -> tuple[int, tuple[str, ...]]:
     """Level of a cut and the reasons for it.
 
     Args:
-        attempts: all attacks on it; at least one.
+        attempts: all attacks on it.
         baselines: of guessing.
         policy: thresholds.
-        has_control: whether the same attacks were shown to work at a shallower cut in this run;
-            without that the lowest level is 2.
+        beside: the control and the probe.
     """
+    if not attempts:
+        return 2, ("no attack was run on this cut",)
     for level, rule in ((5, policy.exposed), (4, policy.high), (3, policy.moderate)):
         reasons = [reason for one in attempts for reason in _reached(one, rule)]
         if reasons:
@@ -87,9 +105,12 @@ def judge(
         for one in attempts
         if one.identified.low > baselines.chance_identified
     ]
+    probe = beside.probe
+    if probe and probe.excess_bits > policy.probe_bits:
+        above.append(f"{probe.excess_bits:.2f} bit more about {probe.attribute} than the answers")
     if above:
         return 2, tuple(above)
-    if not has_control:
+    if not beside.has_control:
         return 2, ("no control: these attacks were not shown to work anywhere in this run",)
     if not any(one.has_converged for one in attempts):
         return 2, ("no attack converged",)

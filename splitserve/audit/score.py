@@ -1,6 +1,7 @@
 """From reconstructions to figures."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,13 @@ class Scores:
     """Figures of every picture.
 
     Args:
+        error: mean squared error.
         psnr: dB.
         ssim: structural similarity.
         margins: of identification; above 0 the picture is identified.
     """
 
+    error: Doubles
     psnr: Doubles
     ssim: Doubles
     margins: Doubles
@@ -49,11 +52,18 @@ def score(seen: Floats, gallery: Floats) -> Scores:
     true, found = gallery[:count].astype(np.float64), seen.astype(np.float64)
     padded = np.concatenate([seen, np.zeros_like(gallery[count:])]).astype(np.float64)
     _, margins = identify(padded, gallery.astype(np.float64))
-    return Scores(psnr(found, true), ssim(found, true), margins[:count])
+    error = np.square(np.clip(found, 0, 1) - true).mean(axis=(1, 2, 3))
+    return Scores(error, psnr(found, true), ssim(found, true), margins[:count])
 
 
-def figure(values: Doubles, seed: int) -> Figure:
-    """Mean, interval and spread; the worst is the largest."""
+def figure(values: Doubles, seed: int, worst: Literal["most", "least"] = "most") -> Figure:
+    """Mean, interval and spread.
+
+    Args:
+        values: of every picture.
+        seed: of the bootstrap.
+        worst: which end gives most away.
+    """
     mean = bootstrap_mean(values.tolist(), seed)
     p5, median, p95 = (float(v) for v in np.percentile(values, [5, 50, 95]))
     return Figure(
@@ -63,7 +73,7 @@ def figure(values: Doubles, seed: int) -> Figure:
         p5=p5,
         median=median,
         p95=p95,
-        worst=float(values.max()),
+        worst=float(values.max() if worst == "most" else values.min()),
     )
 
 

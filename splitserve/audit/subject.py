@@ -1,5 +1,6 @@
 """What is attacked: the head up to one cut, and what the receiver of its features sees."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ import onnx
 import torch
 from torch import Tensor
 
-from splitserve.artifact import INPUT, OUTPUT, Artifact, Preprocess
+from splitserve.artifact import INPUT, OUTPUT, Artifact, Defence, Preprocess, Subset
 from splitserve.audit.torch_graph import TorchGraph
 from splitserve.codec import Codec, Codecs, StepAnsCodec
+from splitserve.defence import defend
 from splitserve.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
@@ -26,11 +28,18 @@ class Transport:
         codec: None for the features as they are.
         name: of the codec.
         quality: of the codec, where it has one.
+        defence: in front of the codec.
+        observations: how often the receiver sees the features of one picture, each time with
+            fresh noise; it takes the mean.
+        seed: of the noise.
     """
 
     codec: Codec | None
     name: str
     quality: float | None = None
+    defence: Defence | None = None
+    observations: int = 1
+    seed: int = 0
 
     @property
     def text(self) -> str:
@@ -38,7 +47,17 @@ class Transport:
         return self.name if self.quality is None else f"{self.name} {self.quality:g}"
 
     def carry(self, tensors: Sequence[Floats]) -> list[Floats]:
-        """Send a batch, picture by picture as the agent does."""
+        """Send a batch, picture by picture as the agent does; deterministic for equal input."""
+        salt = zlib.crc32(np.ascontiguousarray(tensors[0]).tobytes())
+        generator = np.random.default_rng([self.seed, salt])
+        seen = [
+            self._encode(defend(self.defence, tensors, generator)) for _ in range(self.observations)
+        ]
+        if self.observations == 1:
+            return seen[0]
+        return [np.mean(column, axis=0, dtype=np.float32) for column in zip(*seen, strict=True)]
+
+    def _encode(self, tensors: Sequence[Floats]) -> list[Floats]:
         if self.codec is None:
             return [np.asarray(tensor) for tensor in tensors]
         codec = self.codec
@@ -53,15 +72,17 @@ class Transport:
         return carried
 
     def bytes_of(self, tensors: Sequence[Floats]) -> float:
-        """Mean payload bytes of one picture."""
+        """Mean payload bytes of one picture, one observation."""
         if self.codec is None:
             return float(sum(tensor[0].nbytes for tensor in tensors))
+        generator = np.random.default_rng(self.seed)
+        some = defend(self.defence, [tensor[:BATCH] for tensor in tensors], generator)
         sizes = [
-            sum(len(self.codec.encode(np.ascontiguousarray(t[i : i + 1]), k))
-                for k, t in enumerate(tensors))
-            for i in range(min(BATCH, len(tensors[0])))
-        ]  # fmt: skip
-        return float(np.mean(sizes))
+            len(self.codec.encode(np.ascontiguousarray(tensor[i : i + 1]), index))
+            for index, tensor in enumerate(some)
+            for i in range(len(tensor))
+        ]
+        return float(sum(sizes)) / len(some[0])
 
 
 def transport_of(
@@ -137,6 +158,10 @@ class Subject:
         """Tensors of the head from earlier ones; differentiable."""
         return list(self.graph(known, wanted))
 
+    def behind(self, defence: Defence | None) -> "Subject":
+        """The head as an attacker models it who knows the defence; noise and steps average out."""
+        return self if not isinstance(defence, Subset) else _Masked(self, defence)
+
     @torch.no_grad()
     def collect(self, pictures: Floats, wanted: Sequence[str] | None = None) -> list[Floats]:
         """Tensors of the head for many pictures, batch after batch."""
@@ -145,3 +170,35 @@ class Subject:
             for start in range(0, len(pictures), BATCH)
         ]
         return [torch.cat(column).numpy() for column in zip(*batches, strict=True)]
+
+
+class _Masked(Subject):
+    """A head of which some channels do not travel.
+
+    Args:
+        whole: the head.
+        defence: says which.
+    """
+
+    def __init__(self, whole: Subject, defence: Subset) -> None:
+        self.__dict__.update(whole.__dict__)
+        self._defence = defence
+
+    def features(self, pictures: Tensor, wanted: Sequence[str] | None = None) -> list[Tensor]:
+        """Tensors by name; those that travel with constants in the place of what does not."""
+        names = list(wanted or self.egress)
+        found = super().features(pictures, names)
+        parts = zip(self.egress, self._defence.axes, self._defence.constants, strict=True)
+        masks = {name: (axis, constants) for name, axis, constants in parts}
+        return [
+            _masked(tensor, *masks[name]) if name in masks else tensor
+            for name, tensor in zip(names, found, strict=True)
+        ]
+
+
+def _masked(tensor: Tensor, axis: int, constants: Sequence[float | None]) -> Tensor:
+    along = [1] * tensor.dim()
+    along[axis] = len(constants)
+    kept = torch.tensor([value is None for value in constants]).reshape(along)
+    filled = torch.tensor([value or 0.0 for value in constants]).reshape(along)
+    return torch.where(kept, tensor, filled)

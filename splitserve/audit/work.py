@@ -66,6 +66,7 @@ class WorkFolder:
 def _fields(loot: Loot) -> dict[str, object]:
     return {
         "cut": loot.cut,
+        "defence": loot.defence,
         "attack": loot.attack,
         "threat": loot.threat.model_dump(),
         "settings": dict(loot.settings),

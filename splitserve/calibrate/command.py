@@ -14,7 +14,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from splitserve.agreement import Judge, make_judge
-from splitserve.artifact import CALIBRATED_ON_MAX, Artifact, Cut, Estimate, Manifest, load_artifact
+from splitserve.artifact import (
+    CALIBRATED_ON_MAX,
+    Artifact,
+    Cut,
+    Estimate,
+    Manifest,
+    Withdrawn,
+    load_artifact,
+)
 from splitserve.calibrate.exits import require_classifier
 from splitserve.calibrate.inputs import INPUTS_MIN, read_inputs
 from splitserve.calibrate.whole import Task, calibrate_artifact
@@ -104,7 +112,8 @@ def _make_task(options: Options, manifest: Manifest) -> Task:
     """
     if options.exits_only and not options.exits:
         raise UsageError("--exits-only needs the cuts: add --exits CUT")
-    wanted = [] if options.exits_only else options.cuts or manifest.positions[1:-1]
+    open_cuts = [cut.name for cut in manifest.cuts if not isinstance(cut.defence, Withdrawn)]
+    wanted = [] if options.exits_only else options.cuts or open_cuts
     positions, exits = (
         [manifest.position(name) for name in dict.fromkeys(names)]
         for names in (wanted, options.exits)

@@ -24,6 +24,7 @@ from splitserve.calibrate.exits import ExitFitter, Origin
 from splitserve.calibrate.inputs import Inputs, model_input
 from splitserve.calibrate.motion import SHIFTS, moved_pictures
 from splitserve.codec import write_tables
+from splitserve.defence import defend
 from splitserve.errors import UsageError
 from splitserve.runtime import Chain, RuntimeOptions, open_chain
 from splitserve.tensors import Array, Tensors
@@ -75,7 +76,7 @@ def calibrate_artifact(
     manifest = artifact.manifest
     named = _calibrated_on(manifest, inputs, task)
     chain = open_chain(artifact, RuntimeOptions(threads=task.threads))
-    answers = _Answers(artifact, chain, inputs)
+    answers = _Answers(artifact, chain, inputs, task.seed)
     cuts, made = list(manifest.cuts), {}
     for position in task.positions:
         tables, calibration = _calibrate(answers, position, task, progress)
@@ -171,8 +172,9 @@ def _fit_exits(
 class _Answers:
     """Inputs with what the unsplit model answers."""
 
-    def __init__(self, artifact: Artifact, chain: Chain, inputs: Inputs) -> None:
+    def __init__(self, artifact: Artifact, chain: Chain, inputs: Inputs, seed: int) -> None:
         self.artifact, self.chain, self.inputs = artifact, chain, inputs
+        self._noise = np.random.default_rng(seed)
         self._wanted: dict[int, Tensors] = {}
 
     def wanted(self, index: int) -> Tensors:
@@ -225,7 +227,12 @@ class _Answers:
         return frames
 
     def _features(self, tensors: Tensors, position: int) -> dict[str, Array]:
-        return dict(self.chain.run(tensors, 0, position))
+        """What the codec meets at a cut: the features behind the cut's defence."""
+        manifest = self.artifact.manifest
+        seen = dict(self.chain.run(tensors, 0, position))
+        names = [spec.name for spec in manifest.egress(position)]
+        guarded = defend(manifest.defence(position), [seen[name] for name in names], self._noise)
+        return {**seen, **dict(zip(names, guarded, strict=True))}
 
 
 def _bytes(tensors: Tensors) -> int:

@@ -12,7 +12,7 @@ import splitserve.cli
 DEVICE = {"torch", "onnx", "scipy", "fastapi", "uvicorn", "matplotlib"}
 FLOORS = (
     "splitserve.agreement", "splitserve.artifact", "splitserve.cli", "splitserve.codec",
-    "splitserve.documents",
+    "splitserve.defence", "splitserve.documents",
     "splitserve.errors", "splitserve.exits", "splitserve.inspect", "splitserve.logs",
     "splitserve.output", "splitserve.picture", "splitserve.plans", "splitserve.profile",
     "splitserve.runtime", "splitserve.settings", "splitserve.tensors", "splitserve.wire",

@@ -50,17 +50,28 @@ def test_least_squares_reaches_its_own_error_and_never_beats_the_floor():
     error = float((found - x.flatten(1)).square().mean())
     inverse = torch.linalg.inv(weights.T @ weights)
     assert error == pytest.approx(deviation**2 * float(inverse.trace()) / COUNT, rel=0.05)
-    floor = error_floor(exact, deviation)
-    assert floor is not None
-    assert error >= floor
+    assert error >= error_floor(exact / deviation**2)
 
 
 def test_noise_is_calibrated_to_its_floor_and_repetition_undoes_it():
     deviation = noise_for(trace=42.0, least_error=0.01)
     assert deviation == pytest.approx(0.648, abs=1e-3)
-    assert error_floor(42.0, deviation) == pytest.approx(0.01)
-    assert error_floor(42.0, deviation, observations=16) == pytest.approx(0.01 / 16)
+    dfil = 42.0 / deviation**2
+    assert error_floor(dfil) == pytest.approx(0.01)
+    assert error_floor(dfil, observations=16) == pytest.approx(0.01 / 16)
 
 
-def test_a_deterministic_cut_has_no_bound():
-    assert error_floor(42.0, 0.0) is None
+def test_who_knows_what_pictures_look_like_is_never_worse_than_guessing():
+    assert error_floor(1e-9, variance=0.06) == pytest.approx(0.06)
+    assert error_floor(100.0, variance=0.06) < error_floor(100.0)
+
+
+def test_the_units_of_a_head_turn_its_trace_into_fisher_information(tiny_artifact: Path):
+    subject = Subject(load_artifact(tiny_artifact), 1, (12, 12))
+    pictures = np.random.default_rng(0).random((2, 3, 12, 12)).astype(np.float32)
+    units = [0.5] * len(subject.egress)
+    plain, scaled = (
+        estimate_trace(flat_head(subject, subject.egress, unit), pictures, probes=20, seed=1).mean
+        for unit in (None, units)
+    )
+    assert scaled == pytest.approx(4 * plain, rel=1e-5)

@@ -1,20 +1,26 @@
 """A whole audit of a small head: every attack, the control, figures and levels."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from splitserve.artifact import load_artifact
+from splitserve.artifact import Noise, load_artifact
 from splitserve.audit.attacks import ATTACKS, steps_of
 from splitserve.audit.budget import BUDGETS, Budget
+from splitserve.audit.defences import fit_defence, parse_defence
+from splitserve.audit.document import CutAudit
 from splitserve.audit.images import procedural
-from splitserve.audit.laboratory import Laboratory, Target
+from splitserve.audit.laboratory import Laboratory, Material, Target
 from splitserve.audit.policy import Policy
-from splitserve.audit.run import Findings, attack_all, find
-from splitserve.audit.subject import transport_of
+from splitserve.audit.run import Findings, Judge, attack_all
+from splitserve.audit.subject import Transport, transport_of
 from splitserve.errors import UsageError
+from splitserve.runtime import RuntimeOptions, open_chain
 
-TINY = Budget("tiny", 20, 48, 20, 3, 10, 2, 4, 10)
+TINY = Budget("tiny", 20, 48, 20, 3, 10, 2, 16, 10)
 
 
 def laboratory(path: Path, codec: str | None = "step-ans", auxiliary: int = 24) -> Laboratory:
@@ -31,8 +37,16 @@ def laboratory(path: Path, codec: str | None = "step-ans", auxiliary: int = 24) 
     ]
     assert manifest.preprocess
     height, width = manifest.preprocess.crop
-    pictures = procedural(24, height, width, 5), procedural(auxiliary, height, width, 6)
-    return Laboratory(artifact, targets, pictures, TINY, seed=0)
+    pictures = procedural(24, height, width, 5)
+    others = procedural(auxiliary, height, width, 6)
+    labels = [index % 3 for index in range(auxiliary)]
+    material = Material(pictures, others, pictures[:20], labels)
+    return Laboratory(artifact, targets, material, TINY, seed=0)
+
+
+def findings_of(labs: list[Laboratory], names: list[str]) -> Findings:
+    base = labs[0].plain or labs[0]
+    return Judge(base, Policy()).find(labs, attack_all(labs, names, lambda _: None))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +56,7 @@ def lab(calibrated_artifact: Path) -> Laboratory:
 
 @pytest.fixture(scope="module")
 def findings(lab: Laboratory) -> Findings:
-    return find(lab, attack_all(lab, list(ATTACKS), lambda _: None), Policy())
+    return findings_of([lab], list(ATTACKS))
 
 
 def test_every_attack_is_run_on_every_cut(lab: Laboratory, findings: Findings):
@@ -79,7 +93,7 @@ def test_pictures_for_tuning_are_not_scored(lab: Laboratory):
 
 def test_the_same_seed_gives_the_same_figures(calibrated_artifact: Path, findings: Findings):
     again = laboratory(calibrated_artifact)
-    found = find(again, attack_all(again, list(ATTACKS), lambda _: None), Policy())
+    found = findings_of([again], list(ATTACKS))
     assert found.cuts == findings.cuts
     assert found.control == findings.control
 
@@ -88,21 +102,89 @@ def test_progress_ticks_as_often_as_was_said(calibrated_artifact: Path):
     lab = laboratory(calibrated_artifact, codec=None)
     for name in ATTACKS:
         ticks: list[str] = []
-        attack_all(lab, [name], ticks.append)
-        assert len(ticks) == steps_of(name, lab)
+        attack_all([lab], [name], ticks.append)
+        assert len(ticks) == steps_of(name, [lab])
 
 
 def test_without_auxiliary_pictures_that_attack_is_left_out(calibrated_artifact: Path):
-    assert not attack_all(laboratory(calibrated_artifact, auxiliary=0), ["auxiliary"], print)
+    assert not attack_all([laboratory(calibrated_artifact, auxiliary=0)], ["auxiliary"], print)
 
 
 def test_too_few_pictures_are_refused(calibrated_artifact: Path):
     lab = laboratory(calibrated_artifact)
+    few = replace(lab.material, pictures=lab.pictures[:3])
     with pytest.raises(UsageError, match="4 pictures are needed"):
-        Laboratory(lab.artifact, lab.targets, (lab.pictures[:3], lab.auxiliary), TINY, 0)
+        Laboratory(lab.artifact, lab.targets, few, TINY, 0)
 
 
 def test_budgets_grow():
     sizes = [BUDGETS[name] for name in ("quick", "standard", "thorough")]
     assert [b.steps for b in sizes] == sorted(b.steps for b in sizes)
     assert [b.pictures for b in sizes] == sorted(b.pictures for b in sizes)
+
+
+@pytest.fixture(scope="module")
+def guarded(calibrated_artifact: Path) -> Findings:
+    plain = laboratory(calibrated_artifact, codec=None)
+    chain = open_chain(plain.artifact, RuntimeOptions())
+    labs = [plain]
+    for text in ("noise:0.01", "channels:0.5", "withdrawn"):
+        asked = parse_defence(text)
+        whole = plain.material.whole
+        labs.append(
+            plain.behind(
+                [
+                    fit_defence(asked, plain.artifact, t.position, whole, chain)
+                    for t in plain.targets
+                ]
+            )
+        )
+    return findings_of(labs, ["data-free", "optimise"])
+
+
+def test_a_defence_is_attacked_by_those_who_know_it_and_those_who_do_not(guarded: Findings):
+    by = {(cut.cut, cut.asked): cut for cut in guarded.cuts}
+    assert {asked for _, asked in by} == {"none", "noise:0.01", "channels:0.5", "withdrawn"}
+    for (_, asked), cut in by.items():
+        adapts = [(one.attack, one.threat.adapts) for one in cut.attempts]
+        if asked == "withdrawn":
+            assert not adapts
+            assert (cut.level, cut.bytes_up) == (1, 0)
+        elif asked == "none":
+            assert adapts == [("inverse, data-free", True), ("optimisation", True)]
+        else:
+            assert sorted(adapts) == [
+                ("inverse, data-free", False), ("inverse, data-free", True), ("optimisation", True),
+            ]  # fmt: skip
+
+
+def test_only_noise_has_a_floor_and_no_attack_beats_it(guarded: Findings):
+    for cut in guarded.cuts:
+        if cut.asked != "noise:0.01":
+            assert cut.bound.least_error is None
+            continue
+        assert cut.bound.least_error == pytest.approx(0.01, rel=1e-3)
+        assert cut.bound.least_error_worst
+        assert cut.bound.least_error_worst <= cut.bound.least_error
+        assert min(one.error.high for one in cut.attempts) >= cut.bound.least_error_worst
+
+
+def test_a_defence_without_an_attacker_who_knows_it_cannot_be_reported(guarded: Findings):
+    cut = next(one for one in guarded.cuts if one.asked == "noise:0.01")
+    naive = tuple(one for one in cut.attempts if not one.threat.adapts)
+    with pytest.raises(ValidationError, match=r"no attack was adapted to the defence noise:0\.01"):
+        CutAudit.model_validate({**dict(cut), "attempts": naive})
+
+
+def test_the_mean_of_many_noisy_views_is_nearer_to_the_features(calibrated_artifact: Path):
+    lab = laboratory(calibrated_artifact, codec=None)
+    noise = Noise(asked="noise:1rms", deviations=(1.0,))
+    target = lab.targets[0]
+    (plain,) = lab.subject.collect(lab.attacked, list(target.egress))
+    errors = []
+    for count in (1, 16):
+        transport = Transport(None, "none", defence=noise, observations=count)
+        (seen,) = transport.carry([plain])
+        errors.append(float(np.square(seen - plain).mean()))
+    assert errors[0] == pytest.approx(1.0, rel=0.05)
+    assert errors[1] == pytest.approx(1 / 16, rel=0.05)

@@ -1,0 +1,103 @@
+"""What the whole model answers: to originals, reconstructions, and features that travelled."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from splitserve.agreement import best_class
+from splitserve.audit.document import Probe
+from splitserve.audit.laboratory import Laboratory, Target
+from splitserve.audit.probe import read_attribute
+from splitserve.audit.subject import Floats, Subject
+from splitserve.runtime import RuntimeOptions, open_chain
+from splitserve.tensors import Array
+
+POOLED = 4  # values a side, at most, that a probe sees
+
+Hits = npt.NDArray[np.bool_]
+
+
+class Answers:
+    """The unsplit model at its own size.
+
+    Args:
+        lab: with pictures at that size.
+    """
+
+    def __init__(self, lab: Laboratory) -> None:
+        self._lab = lab
+        self._chain = open_chain(lab.artifact, RuntimeOptions())
+        self._manifest = lab.artifact.manifest
+        self._whole = [self._run(picture) for picture in lab.material.whole]
+
+    def _run(self, picture: Floats) -> Array:
+        values = self._lab.subject.model_input(torch.from_numpy(picture[None])).numpy()
+        tensors = {self._manifest.inputs[0].name: values}
+        return self._chain.run(tensors, 0, len(self._chain))[self._manifest.outputs[0].name]
+
+    def same_class(self, found: Floats) -> Hits:
+        """Whether reconstructions are taken for what their originals are taken for.
+
+        Args:
+            found: of the first pictures, (n, 3, height, width); resized where the audit's size is
+                not the model's own.
+        """
+        size = self._lab.material.whole.shape[2:]
+        large = functional.interpolate(torch.from_numpy(found), size, mode="bilinear").numpy()
+        pairs = zip(large, self._whole, strict=False)
+        return np.array([best_class(self._run(one)) == best_class(true) for one, true in pairs])
+
+    def through(self, target: Target) -> tuple[Hits, Probe | None]:
+        """What is left of the answers behind defence and transport, and what the features say.
+
+        Returns:
+            Whether each answer is that of the unsplit model, and the probe of the declared
+            attribute, None without one.
+        """
+        output, received = self._manifest.outputs[0].name, self._received(target)
+        hits = [
+            best_class(self._chain.run(seen, target.position, len(self._chain))[output])
+            == best_class(whole)
+            for seen, whole in zip(received, self._whole, strict=True)
+        ]
+        return np.array(hits), self._probe(received)
+
+    def _received(self, target: Target) -> list[dict[str, Array]]:
+        """Features at the model's own size, as the receiver gets them, picture by picture."""
+        subject = Subject(self._lab.artifact, target.position)
+        rows = []
+        for picture in self._lab.material.whole:
+            seen = target.transport.carry(subject.collect(picture[None], list(target.egress)))
+            rows.append(dict(zip(target.egress, seen, strict=True)))
+        return rows
+
+    def _probe(self, received: Sequence[Mapping[str, Array]]) -> Probe | None:
+        declared = self._lab.material.attribute
+        if declared is None:
+            return None
+        is_last = self._lab.subject.preprocess.layout == "NHWC"
+        features = [
+            np.concatenate([_pooled(tensor, is_last=is_last) for tensor in seen.values()])
+            for seen in received
+        ]
+        sources = {
+            "features": np.stack(features),
+            "answers": np.stack([answer.astype(np.float64).ravel() for answer in self._whole]),
+            "pixels": np.stack(
+                [_pooled(one[None], is_last=False) for one in self._lab.material.whole]
+            ),
+        }
+        values = declared.values[: len(features)]
+        return read_attribute(sources, values, declared.name, self._lab.seed)
+
+
+def _pooled(tensor: Array, *, is_last: bool) -> npt.NDArray[np.float64]:
+    values = torch.from_numpy(np.asarray(tensor, np.float32))
+    if values.dim() == 4:
+        maps = values.permute(0, 3, 1, 2) if is_last else values
+        sides = min(POOLED, maps.shape[2]), min(POOLED, maps.shape[3])
+        values = functional.adaptive_avg_pool2d(maps, sides)
+    return np.asarray(values.numpy(), np.float64).ravel()
