@@ -71,6 +71,9 @@ COMMANDS = {
     "bench temporal": Command(
         "splitserve.bench.temporal", "bytes of moving pictures, frame by frame and streamed", "demo"
     ),
+    "bench gates": Command(
+        "splitserve.bench.gates.command", "the acceptance gates of the leakage audit", "demo"
+    ),
     "bench exits": Command(
         "splitserve.bench.exits", "early answers under a budget of uploads", "demo"
     ),

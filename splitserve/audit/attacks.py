@@ -1,9 +1,11 @@
 """The attacks, each with who could run it. To add one: a function in `ATTACKS` (docs/audit.md)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from splitserve.audit.document import Threat
 from splitserve.audit.images import gaussian
@@ -11,9 +13,13 @@ from splitserve.audit.inverse import Inverse, Pairs, Recipe, train_inverse
 from splitserve.audit.laboratory import MADE_SEED, Laboratory, Lesson, Target
 from splitserve.audit.optimise import WEIGHTS, Prey, optimise, sweep
 from splitserve.audit.score import score
+from splitserve.audit.shadow import ShadowRecipe, tail_of, train_shadow
 from splitserve.audit.subject import Floats, Subject
+from splitserve.audit.synthesis import Synthesis, synthesise
 
 FLAT = 0.02  # a loss that fell by less than this share over the last tenth has converged
+MATCHED = 10  # one in so many made pictures is matched to the model's batch norms
+CLOSED = 0.5  # share of the variance: a block of which less is found counts as not inverted
 NEAR = 0.05  # of the features' variance: an optimisation that came so near has converged
 
 Tick = Callable[[], None]
@@ -53,26 +59,31 @@ def _learned(
     Behind a defence two attackers try: one who learned through it, and one who does not know it.
     """
     name, threat = facts
-    settings = {"steps": recipe.steps, "learned_on": len(pictures), "cycle": recipe.cycle}
     loot = []
     for teacher in (lab, lab.plain):
         if teacher is None:
             continue
         is_first = name not in teacher.lessons
         lesson = _lesson(teacher, name, pictures, recipe, tick)
+        settings: dict[str, float | int | str] = {
+            "steps": recipe.steps,
+            "learned_on": len(pictures),
+            "cycle": recipe.cycle,
+            "blocks not inverted": _closed(lab, lesson),
+        }
         who = threat.model_copy(update={"adapts": teacher is lab})
         for target in lab.targets:
             depth = lab.depth_of(target)
             if depth is not None and (teacher is lab or target.transport.defence is not None):
                 (received,) = lab.received(target, lab.attacked)
                 found = lesson.inverse.invert(received, depth)
-                loot.append(_loot(target, name, who, found, settings, lesson.losses))
+                loot.append(_loot(target, name, who, found, settings, lesson))
         is_audited = teacher is lab and lab.depth_of(lab.targets[0]) == 0
         if is_first and teacher.plain is None and not is_audited:
             # The positive control: the shallowest block, without codec and defence.
             (plain,) = lab.subject.collect(lab.attacked, list(lab.control.egress))
             found = lesson.inverse.invert(plain, 0)
-            loot.append(_loot(lab.control, name, threat, found, settings, lesson.losses))
+            loot.append(_loot(lab.control, name, threat, found, settings, lesson))
     return loot
 
 
@@ -81,8 +92,33 @@ def _lesson(lab: Laboratory, name: str, pictures: Floats, recipe: Recipe, tick: 
     if name not in lab.lessons:
         inverse = Inverse(lab.borders, (3, *lab.subject.size), lab.seed)
         losses = train_inverse(lab.subject, inverse, lab.pairs(pictures), recipe, tick)
-        lab.lessons[name] = Lesson(inverse, losses)
+        lab.lessons[name] = Lesson(inverse, losses, _explained(lab, inverse))
     return lab.lessons[name]
+
+
+@torch.no_grad()
+def _explained(lab: Laboratory, inverse: Inverse) -> list[float]:
+    """Block by block, as if the ones behind it were inverted perfectly."""
+    seen = lab.pairs(lab.attacked)
+    inverse.eval()
+    shares = []
+    for block, received, true in zip(
+        inverse.blocks, seen.received, (seen.pictures, *seen.before[:-1]), strict=True
+    ):
+        found = block(torch.from_numpy(received)).numpy().reshape(true.shape)
+        error = float(np.square(found - true, dtype=np.float64).mean())
+        shares.append(1 - error / (float(true.var(dtype=np.float64)) + 1e-12))
+    return shares
+
+
+def _closed(lab: Laboratory, lesson: Lesson) -> str:
+    """Blocks whose input could not be found, for the report."""
+    names = [
+        border.name
+        for border, share in zip(lab.borders, lesson.explained, strict=True)
+        if share < CLOSED
+    ]
+    return ", ".join(names) or "none"
 
 
 def _loot(
@@ -91,22 +127,36 @@ def _loot(
     threat: Threat,
     found: Floats,
     settings: Mapping[str, float | int | str],
-    losses: Sequence[float],
+    lesson: Lesson,
 ) -> Loot:
+    losses = lesson.losses
     tenth = max(1, len(losses) // 10)
     last, before = np.mean(losses[-tenth:]), np.mean(losses[-2 * tenth : -tenth])
     marks = [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
     has_converged = bool(before - last <= FLAT * before)
     seen = threat.model_copy(update={"observations": target.transport.observations})
-    evidence = {"losses": marks}
+    evidence = {"losses": marks, "explained": list(lesson.explained)}
     return Loot(target.name, target.asked, name, seen, found, settings, has_converged, evidence)
 
 
 def data_free(lab: Laboratory, tick: Tick) -> list[Loot]:
-    """Divide and conquer on pictures that nobody took: weights, no data."""
+    """Divide and conquer on pictures that nobody took: weights, no data.
+
+    Where the model has kept its batch norms, a tenth of the pictures is matched to them.
+    """
     threat = Threat(knowledge="weights", data="none")
     recipe = Recipe(steps=lab.budget.steps, seed=lab.seed)
-    return _learned(lab, lab.made, ("inverse, data-free", threat), recipe, tick)
+    pictures = np.concatenate([_matched(lab.plain or lab, tick), lab.made])[: len(lab.made)]
+    return _learned(lab, pictures, ("inverse, data-free", threat), recipe, tick)
+
+
+def _matched(lab: Laboratory, tick: Tick) -> Floats:
+    """Pictures that fit the model's batch norms; none where it has none. Made once."""
+    if lab.matched is None:
+        start, whole = lab.made[: len(lab.made) // MATCHED], lab.whole_model
+        how = Synthesis(seed=lab.seed)
+        lab.matched = start[:0] if whole is None else synthesise(whole, start, how, tick)
+    return lab.matched
 
 
 def data_free_noise(lab: Laboratory, tick: Tick) -> list[Loot]:
@@ -142,7 +192,9 @@ def queries(lab: Laboratory, tick: Tick) -> list[Loot]:
         losses = train_inverse(lab.subject, inverse, Pairs(asked, received, received), recipe, tick)
         settings = {"steps": recipe.steps, "queries": len(asked)}
         found = inverse.invert(lab.received(target, lab.attacked)[0], 0)
-        loot.append(_loot(target, "decoder, queries", threat, found, settings, losses))
+        loot.append(
+            _loot(target, "decoder, queries", threat, found, settings, Lesson(inverse, losses, ()))
+        )
     return loot
 
 
@@ -153,6 +205,33 @@ def white_box(lab: Laboratory, tick: Tick) -> list[Loot]:
         _optimised(lab, target, ("optimisation", threat), lab.subject, tick)
         for target in lab.targets
     ]
+
+
+def query_free(lab: Laboratory, tick: Tick) -> list[Loot]:
+    """Optimise against a head of the attacker's own making: architecture and tail, no queries.
+
+    Nothing without labelled pictures, or at a size that the tail was not made for.
+    """
+    if not can_shadow(lab):
+        return []
+    threat = Threat(knowledge="architecture", data="auxiliary")
+    labels = np.array(lab.material.labels, np.int64)
+    loot = []
+    for target in lab.targets:
+        recipe = ShadowRecipe(steps=lab.budget.steps, seed=lab.seed)
+        tail = tail_of(lab.artifact, target.position)
+        shadow = train_shadow(lab.subject, tail, (lab.auxiliary, labels), recipe, tick)
+        found = _optimised(lab, target, ("shadow head", threat), shadow, tick)
+        settings = {**found.settings, "shadow steps": recipe.steps, "learned_on": len(labels)}
+        evidence = {**found.evidence, "accuracy": shadow.accuracy}
+        loot.append(replace(found, settings=settings, evidence=evidence))
+    return loot
+
+
+def can_shadow(lab: Laboratory) -> bool:
+    """Whether the query-free attack has what it needs."""
+    is_whole = tuple(lab.subject.size) == tuple(lab.subject.preprocess.crop)
+    return is_whole and bool(lab.material.labels)
 
 
 def _optimised(
@@ -201,6 +280,7 @@ ATTACKS: dict[str, Attack] = {
     "noise": data_free_noise,
     "auxiliary": auxiliary,
     "queries": queries,
+    "shadow": query_free,
     "optimise": white_box,
 }
 
@@ -210,8 +290,13 @@ def steps_of(name: str, labs: Sequence[Laboratory]) -> int:
     budget = labs[0].budget
     cuts = sum(len(lab.targets) for lab in labs)
     if name in ("optimise", "shadow"):
-        return cuts * (budget.optimise_steps + len(WEIGHTS) * max(1, budget.optimise_steps // 2))
+        own = budget.steps if name == "shadow" else 0
+        tuning = len(WEIGHTS) * max(1, budget.optimise_steps // 2)
+        return cuts * (own + budget.optimise_steps + tuning)
     if name == "queries":
         return budget.steps * cuts
+    own = 0
+    if name == "data-free" and (labs[0].plain or labs[0]).whole_model is not None:
+        own = Synthesis().steps * math.ceil(budget.made // MATCHED / Synthesis().batch)
     teachers = {id(lab) for lab in labs} | {id(lab.plain) for lab in labs if lab.plain}
-    return budget.steps * len(teachers)
+    return own + budget.steps * len(teachers)

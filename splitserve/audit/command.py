@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from splitserve.artifact import Artifact, Leakage, Manifest, load_artifact, write_artifact
-from splitserve.audit.attacks import ATTACKS, Loot, steps_of
+from splitserve.audit.attacks import ATTACKS, Loot, can_shadow, steps_of
 from splitserve.audit.budget import BUDGETS
 from splitserve.audit.defences import OWN, fit_defence, parse_defence
 from splitserve.audit.document import Audit, CutAudit
@@ -34,7 +34,7 @@ from splitserve.settings import Names, Settings
 EXIT_ABOVE = 3
 VALID_DAYS = 365
 SIZE_LEAST = 16
-DEFAULT_ATTACKS = ("data-free", "auxiliary", "queries", "optimise")
+DEFAULT_ATTACKS = ("data-free", "auxiliary", "queries", "shadow", "optimise")
 LIMITS = (
     "no large generative prior was tried",
     "membership in the training set is not audited",
@@ -61,9 +61,10 @@ class Options(Settings):
     cut: Names = Field(default=["all"])
     """Cuts to audit, comma-separated, or `all`."""
     auxiliary: Path | None = None
-    """Folder of other pictures that an attacker may have."""
+    """Folder of other pictures that an attacker may have; with labels.csv (file, label) he knows
+    their classes, which `shadow` needs."""
     attack: Names = Field(default=list(DEFAULT_ATTACKS))
-    """Attacks, comma-separated: data-free, noise, auxiliary, queries, optimise."""
+    """Attacks, comma-separated: data-free, noise, auxiliary, queries, shadow, optimise."""
     budget: Literal["quick", "standard", "thorough"] = "standard"
     """What an attacker may spend."""
     defence: Names = Field(default=[OWN])
@@ -114,6 +115,7 @@ def run(options: Options) -> int:
     started = datetime.now(UTC)
     labs, digest = _laboratories(options, artifact, _cuts(options, artifact.manifest))
     lab = labs[0].plain or labs[0]
+    names = _possible(options, names, lab)
     work = WorkFolder(options.output / "work", _facts(options, artifact, digest))
     loot = _attack(labs, names, work, console)
     with console.status("scoring"):
@@ -133,7 +135,7 @@ def run(options: Options) -> int:
         cuts=findings.cuts,
         control=findings.control,
         policy=policy.name,
-        limits=_limits(options),
+        limits=_limits(options, names),
         seed=options.seed,
         threads=torch.get_num_threads(),
         tools={**tool_versions(), "torch": torch.__version__},
@@ -191,11 +193,22 @@ def _attacks(options: Options) -> list[str]:
     for name in options.attack:
         if name not in ATTACKS:
             raise UsageError(f"--attack: no attack {name!r}; there are: {', '.join(ATTACKS)}")
-    if "auxiliary" in options.attack and options.auxiliary is None:
-        if options.attack != list(DEFAULT_ATTACKS):
-            raise UsageError("--attack auxiliary needs pictures of its own: --auxiliary DIR")
-        return [name for name in options.attack if name != "auxiliary"]
     return list(options.attack)
+
+
+def _possible(options: Options, names: Sequence[str], lab: Laboratory) -> list[str]:
+    """The attacks for which there is what they need; those asked for by name must have it."""
+    needs = {
+        "auxiliary": (len(lab.auxiliary) > 0, "pictures of its own: --auxiliary DIR"),
+        "shadow": (
+            can_shadow(lab),
+            "labels.csv in the folder of --auxiliary, and the model's own size",
+        ),
+    }
+    lacking = [name for name in names if not needs.get(name, (True,))[0]]
+    if lacking and options.attack != list(DEFAULT_ATTACKS):
+        raise UsageError(f"--attack {lacking[0]} needs {needs[lacking[0]][1]}")
+    return [name for name in names if name not in lacking]
 
 
 def _attack(
@@ -259,12 +272,14 @@ def _laboratories(
     return labs, digest
 
 
-def _limits(options: Options) -> tuple[str, ...]:
+def _limits(options: Options, names: Sequence[str]) -> tuple[str, ...]:
     """What this audit did not look at."""
+    missing = [name for name in DEFAULT_ATTACKS if name not in names]
     repeated = "one observation of each picture: repeated requests are not averaged"
     attribute = "no attribute was declared, so none was probed"
     return (
         *LIMITS,
+        *([f"attacks that were not run: {', '.join(missing)}"] if missing else []),
         *([repeated] if options.observations == 1 else []),
         *([attribute] if options.attribute is None else []),
     )

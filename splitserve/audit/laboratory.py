@@ -6,12 +6,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import onnx
+from torch import Tensor
 
 from splitserve.artifact import Artifact, Defence, Withdrawn
 from splitserve.audit.budget import Budget
 from splitserve.audit.images import procedural
 from splitserve.audit.inverse import Border, Inverse, Pairs, find_borders
 from splitserve.audit.subject import Floats, Subject, Transport
+from splitserve.audit.synthesis import Whole, find_norms
+from splitserve.audit.torch_graph import TorchGraph
 from splitserve.errors import UsageError
 
 PROBED = 8
@@ -70,10 +74,18 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What an attacker has learned, and the loss of each step."""
+    """What an attacker has learned.
+
+    Args:
+        inverse: of every depth.
+        losses: of each step.
+        explained: share of the variance before each block that its inverse finds behind it, on the
+            attacked pictures.
+    """
 
     inverse: Inverse
     losses: Sequence[float]
+    explained: Sequence[float]
 
 
 class Laboratory:
@@ -110,6 +122,7 @@ class Laboratory:
         self.withdrawn: list[Target] = []
         self.plain: Laboratory | None = None
         self.lessons: dict[str, Lesson] = {}
+        self.matched: Floats | None = None
         self.budget = budget
         self.seed = seed
         height, width = self.pictures.shape[2:]
@@ -173,6 +186,24 @@ class Laboratory:
         """Pictures that nobody took."""
         height, width = self.pictures.shape[2:]
         return procedural(self.budget.made, height, width, MADE_SEED + self.seed)
+
+    @cached_property
+    def whole_model(self) -> Whole | None:
+        """The whole model, where it still has batch norms and the pictures are of its own size."""
+        manifest, preprocess = self.artifact.manifest, self.subject.preprocess
+        parts = [
+            onnx.load_model_from_string(self.artifact.read_file(stored))
+            for stored in manifest.segments
+        ]
+        norms = find_norms(parts)
+        if not norms or tuple(self.subject.size) != tuple(preprocess.crop):
+            return None
+        graph, head = TorchGraph(parts), self.subject
+
+        def see(pictures: Tensor, names: Sequence[str]) -> Sequence[Tensor]:
+            return list(graph({head.input_name: head.model_input(pictures)}, names))
+
+        return Whole(see, manifest.outputs[0].name, norms)
 
     def depth_of(self, target: Target) -> int | None:
         """Number of the border at a cut, None where several tensors cross."""

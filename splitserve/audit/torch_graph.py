@@ -380,11 +380,17 @@ def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
     axis = attributes.get("axis", 0) % x.dim()
     wanted = torch.where(indices < 0, indices + x.shape[axis], indices)
     picked = x.index_select(axis, wanted.reshape(-1).long())
-    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def _softmax(inputs: Inputs, attributes: Attributes) -> Tensor:
     return torch.softmax(inputs[0], attributes.get("axis", -1))
+
+
+def _constant_of_shape(inputs: Inputs, attributes: Attributes) -> Tensor:
+    value = attributes.get("value")
+    filled = torch.zeros(1) if value is None else torch.from_numpy(numpy_helper.to_array(value))
+    return filled.reshape(()).expand(_ints(inputs[0])).clone()
 
 
 def _expand(inputs: Inputs, _: Attributes) -> Tensor:
@@ -425,6 +431,7 @@ OPERATORS: dict[str, Operator] = {
     "Elu": lambda i, a: functional.elu(i[0], a.get("alpha", 1.0)),
     "Erf": _one(torch.erf),
     "Exp": _one(torch.exp),
+    "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,

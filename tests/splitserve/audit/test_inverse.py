@@ -17,7 +17,7 @@ from splitserve.audit.inverse import (
     train_inverse,
 )
 from splitserve.audit.metrics import identify, psnr
-from splitserve.audit.optimise import Prey, optimise, sweep
+from splitserve.audit.optimise import WEIGHTS, Prey, optimise, sweep
 from splitserve.audit.subject import Subject, transport_of
 
 
@@ -60,6 +60,32 @@ def test_an_inverse_block_gives_the_shape_before(
     assert float(found.detach().min()) >= 0
 
 
+def test_a_calibrated_block_does_not_depend_on_the_units_of_channels():
+    draw = np.random.default_rng(0)
+    after = draw.normal(2, 3, (16, 8, 4, 4)).astype(np.float32)
+    before = draw.normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
+    units = draw.uniform(0.5, 2, (8, 1, 1)).astype(np.float32)
+    block = InverseBlock((8, 4, 4), (3, 8, 8), 0, is_rectified=False)
+    block.calibrate(after, before)
+    plain = block(torch.from_numpy(after)).detach()
+    block.calibrate(after * units + 1, 5 * before)
+    other = block(torch.from_numpy(after * units + 1)).detach()
+    assert np.allclose(other, 5 * plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(16, 6), (16, 6, 4, 4)])
+def test_a_channel_that_was_quiet_does_not_drown_the_others(shape: tuple[int, ...]):
+    after = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    after[:, 0] = 0
+    block = InverseBlock((6, *(shape[2:] or (1, 1))), (3, 4, 4), 0, is_rectified=False)
+    block.calibrate(after, np.zeros((16, 3, 4, 4), np.float32))
+    deviation = block.get_buffer("after_deviation")
+    assert deviation.shape == (6, 1, 1)
+    assert 0.01 < float(deviation[0]) < 0.03
+    after[:, 0] = 1
+    assert torch.isfinite(block(torch.from_numpy(after))).all()
+
+
 def test_learning_inverts_pictures_that_were_never_seen(subject: Subject):
     inverse, pairs = pairs_of(subject, 96)
     losses = train_inverse(subject, inverse, pairs, Recipe(steps=120), lambda: None)
@@ -91,4 +117,4 @@ def test_optimisation_finds_the_picture_through_the_codec(
     assert identify(found.pictures, true)[0].all()
     assert (found.distance < 0.5).all()
     scores = sweep(subject, true, prey, lambda a, b: float(psnr(a, b).mean()), 5, lambda: None)
-    assert len(scores) == 5
+    assert [weight for weight, _ in scores] == list(WEIGHTS)

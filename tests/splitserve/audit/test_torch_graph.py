@@ -74,6 +74,7 @@ CASES: dict[str, tuple[str, dict[str, object], list[np.ndarray]]] = {
     "slice": ("Slice", {}, [ints(1, 0), ints(8, 100), ints(2, 3), ints(2, 3)]),
     "slice backwards": ("Slice", {}, [ints(-1), ints(-100), ints(1), ints(-1)]),
     "gather": ("Gather", {"axis": 1}, [ints(3, -4)]),
+    "gather one": ("Gather", {"axis": 1}, [np.int64(2)]),
     "mean": ("ReduceMean", {"keepdims": 0}, [ints(2, 3)]),
     "sum": ("ReduceSum", {}, [ints(-1)]),
     "largest": ("ReduceMax", {}, [ints(1)]),
@@ -163,3 +164,20 @@ def test_a_head_lets_gradients_through_and_finds_its_single_tensors(tiny_artifac
     singles = subject.graph.single_tensors(subject.input_name)
     cuts = {cut.egress[0].name for cut in artifact.manifest.cuts if len(cut.egress) == 1}
     assert cuts <= set(singles)
+
+
+def test_a_constant_of_a_computed_shape_is_the_runtimes():
+    fill = helper.make_tensor("value", TensorProto.FLOAT, [1], [1.5])
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("ConstantOfShape", ["sizes"], ["y"], value=fill),
+    ]
+    graph = helper.make_graph(
+        nodes, "fill", [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    (want,) = Graph(model.SerializeToString(), RuntimeOptions()).run({"x": X}).values()
+    (got,) = TorchGraph([model])({"x": torch.from_numpy(X)}, ["y"])
+    np.testing.assert_array_equal(got.numpy(), want)
