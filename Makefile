@@ -6,9 +6,11 @@ STAMP := $(VENV)/.installed
 IMAGES ?=
 TEST ?=
 WEIGHTS ?=
+ASSETS ?=
+AUDIT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fmt check slim bench bench-accuracy bench-codec bench-plans verify-models fuzz golden clean
+.PHONY: help setup demo test fmt check slim bench bench-accuracy bench-codec bench-plans bench-audit verify-models fuzz golden clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -23,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py splitserve/codec/rans.c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## split EfficientNet-Lite0 over an emulated link and compare every way to run it
-	$(BIN)/splitserve demo $(ARGS)
+demo: $(STAMP)  ## split EfficientNet-Lite0 over an emulated link; AUDIT=1 also attacks what crosses it
+	$(BIN)/splitserve demo $(if $(AUDIT),--audit) $(ARGS)
 
 test: $(STAMP)  ## run every test
 	$(BIN)/python -m pytest -q $(ARGS)
@@ -71,6 +73,13 @@ bench-codec: $(STAMP)  ## the feature codec against JPEG, WebP and others: make 
 bench-plans: $(STAMP)  ## every way to run the artifact of bench-codec over emulated links: make bench-plans IMAGES=DIR
 	@test -n "$(IMAGES)" || { echo "name pictures that nothing was fitted to: make bench-plans IMAGES=DIR"; exit 2; }
 	$(BIN)/splitserve bench e2e build/codec/artifact --images $(IMAGES) $(ARGS)
+
+bench-audit: $(STAMP)  ## the audit's acceptance gates on CIFAR-10 networks: make bench-audit ASSETS=DIR
+	@test -n "$(ASSETS)" || { echo "name a folder with weights/ and images/: make bench-audit ASSETS=DIR"; exit 2; }
+	$(BIN)/splitserve bench gates $(ASSETS)/weights/cifar10_resnet20.safetensors \
+	    --test $(ASSETS)/images/cifar10_test_2000.npz --train $(ASSETS)/images/cifar10_train_5000.npz $(ARGS)
+	$(BIN)/splitserve bench published \
+	    --test $(ASSETS)/images/cifar10_test_2000.npz --train $(ASSETS)/images/cifar10_train_5000.npz
 
 golden:  ## decode and encode the golden bytes with another Python, of an ARM board say: make golden PYTHON=python3
 	$(PYTHON) tests/arm64/prove.py

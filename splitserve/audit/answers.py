@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch.nn import functional
 
 from splitserve.agreement import best_class
+from splitserve.audit.device import to_array, to_tensor
 from splitserve.audit.document import Probe
 from splitserve.audit.laboratory import Laboratory, Target
 from splitserve.audit.probe import read_attribute
@@ -34,7 +34,7 @@ class Answers:
         self._whole = [self._run(picture) for picture in lab.material.whole]
 
     def _run(self, picture: Floats) -> Array:
-        values = self._lab.subject.model_input(torch.from_numpy(picture[None])).numpy()
+        values = to_array(self._lab.subject.model_input(to_tensor(picture[None])))
         tensors = {self._manifest.inputs[0].name: values}
         return self._chain.run(tensors, 0, len(self._chain))[self._manifest.outputs[0].name]
 
@@ -46,7 +46,7 @@ class Answers:
                 not the model's own.
         """
         size = self._lab.material.whole.shape[2:]
-        large = functional.interpolate(torch.from_numpy(found), size, mode="bilinear").numpy()
+        large = to_array(functional.interpolate(to_tensor(found), size, mode="bilinear"))
         pairs = zip(large, self._whole, strict=False)
         return np.array([best_class(self._run(one)) == best_class(true) for one, true in pairs])
 
@@ -95,9 +95,9 @@ class Answers:
 
 
 def _pooled(tensor: Array, *, is_last: bool) -> npt.NDArray[np.float64]:
-    values = torch.from_numpy(np.asarray(tensor, np.float32))
+    values = to_tensor(np.asarray(tensor, np.float32))
     if values.dim() == 4:
         maps = values.permute(0, 3, 1, 2) if is_last else values
         sides = min(POOLED, maps.shape[2]), min(POOLED, maps.shape[3])
         values = functional.adaptive_avg_pool2d(maps, sides)
-    return np.asarray(values.numpy(), np.float64).ravel()
+    return to_array(values).astype(np.float64).ravel()

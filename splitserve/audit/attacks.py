@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from splitserve.audit.device import to_array, to_tensor
 from splitserve.audit.document import Threat
 from splitserve.audit.images import gaussian
 from splitserve.audit.inverse import Inverse, Pairs, Recipe, train_inverse
@@ -105,7 +106,7 @@ def _explained(lab: Laboratory, inverse: Inverse) -> list[float]:
     for block, received, true in zip(
         inverse.blocks, seen.received, (seen.pictures, *seen.before[:-1]), strict=True
     ):
-        found = block(torch.from_numpy(received)).numpy().reshape(true.shape)
+        found = to_array(block(to_tensor(received))).reshape(true.shape)
         error = float(np.square(found - true, dtype=np.float64).mean())
         shares.append(1 - error / (float(true.var(dtype=np.float64)) + 1e-12))
     return shares

@@ -17,6 +17,7 @@ from splitserve.artifact import Artifact, Leakage, Manifest, load_artifact, writ
 from splitserve.audit.attacks import ATTACKS, Loot, can_shadow, steps_of
 from splitserve.audit.budget import BUDGETS
 from splitserve.audit.defences import OWN, fit_defence, parse_defence
+from splitserve.audit.device import choose_device
 from splitserve.audit.document import Audit, CutAudit
 from splitserve.audit.laboratory import Laboratory, Target
 from splitserve.audit.material import Folders, read_material
@@ -95,6 +96,8 @@ class Options(Settings):
     artifact gets a new id: profile and plan after that. Only for --defence own."""
     seed: int = 0
     """Of everything drawn."""
+    device: str = "auto"
+    """What the attacks compute on: auto (a GPU when there is one), cpu, cuda."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Threads of the attacks; 0 means the cores there are."""
     output: Path = Path("audit")
@@ -105,6 +108,7 @@ class Options(Settings):
 
 def run(options: Options) -> int:
     """Attack, judge and report."""
+    device = choose_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console(stderr=True)
@@ -138,6 +142,7 @@ def run(options: Options) -> int:
         limits=_limits(options, names),
         seed=options.seed,
         threads=torch.get_num_threads(),
+        device=device,
         tools={**tool_versions(), "torch": torch.__version__},
         expires=(started + timedelta(days=VALID_DAYS)).date().isoformat(),
         command=_command(options),

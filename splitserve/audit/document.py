@@ -217,6 +217,8 @@ class Audit(_Part):
     limits: tuple[str, ...]
     seed: int
     threads: int = Field(ge=1)
+    device: str
+    """That the attacks were computed on."""
     tools: dict[str, str]
     expires: str
     """ISO date after which this says nothing any more."""

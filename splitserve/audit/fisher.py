@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian, jvp
 
+from splitserve.audit.device import to_tensor
 from splitserve.audit.subject import Floats, Subject
 
 Head = Callable[[Tensor], Tensor]
@@ -60,11 +61,11 @@ def estimate_trace(head: Head, pictures: Floats, probes: int, seed: int) -> Trac
         probes: random vectors.
         seed: of these.
     """
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.from_numpy(pictures)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    x = to_tensor(pictures)
     rows = []
     for _ in range(probes):
-        signs = torch.randint(0, 2, x.shape, generator=generator).to(x.dtype) * 2 - 1
+        signs = torch.randint(0, 2, x.shape, generator=generator, device="cpu").to(x) * 2 - 1
         _, moved = jvp(head, x, signs)
         rows.append(moved.square().sum(1) / x[0].numel())
     seen = torch.stack(rows)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from splitserve.audit.device import to_array, to_tensor
 from splitserve.audit.subject import Floats, Subject
 
 CONVOLUTIONS = 6  # of the head in one block
@@ -158,8 +159,8 @@ class InverseBlock(nn.Module):
             rest = (0, *range(2, values.ndim))
             mean = values.mean(rest)
             deviation = np.maximum(values.std(rest), LEAST * values.std() + 1e-6)
-            self.get_buffer(f"{side}_mean").copy_(torch.from_numpy(mean)[:, None, None])
-            self.get_buffer(f"{side}_deviation").copy_(torch.from_numpy(deviation)[:, None, None])
+            self.get_buffer(f"{side}_mean").copy_(to_tensor(mean)[:, None, None])
+            self.get_buffer(f"{side}_deviation").copy_(to_tensor(deviation)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) behind the block, or (n, channels), to the shape before it."""
@@ -242,10 +243,10 @@ class Inverse(nn.Module):
         """Pictures, clipped to 0..1, of many features."""
         self.eval()
         parts = [
-            self(torch.from_numpy(features[start : start + 64]), depth).clamp(0, 1)
+            self(to_tensor(features[start : start + 64]), depth).clamp(0, 1)
             for start in range(0, len(features), 64)
         ]
-        return torch.cat(parts).numpy()
+        return to_array(torch.cat(parts))
 
 
 def train_inverse(
@@ -294,8 +295,8 @@ class _Batch:
         spread: list[float],
     ) -> None:
         self._subject, self._inverse, self._spread = subject, inverse, spread
-        self._true = [torch.from_numpy(v[rows]) for v in (pairs.pictures, *pairs.before)]
-        self._received = [torch.from_numpy(v[rows]) for v in pairs.received]
+        self._true = [to_tensor(v[rows]) for v in (pairs.pictures, *pairs.before)]
+        self._received = [to_tensor(v[rows]) for v in pairs.received]
 
     def blocks(self, cycle: float) -> Tensor:
         """Each block by itself; gradients do not cross blocks."""

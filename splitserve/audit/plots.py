@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from scipy import ndimage
 
 from splitserve.audit.attacks import Loot
@@ -49,6 +50,8 @@ def draw_curves(audit: Audit) -> Figure:
             if metric is METRICS[2][1]:
                 axes.set_ylim(0, 103)
         row[2].set_xscale("log")
+        row[2].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        row[2].xaxis.set_minor_formatter(NullFormatter())
     for axes in panels[0]:
         axes.axhline(audit.baselines.mean_picture_psnr, color="#999999", linestyle="--")
     handles, labels = panels[0][0].get_legend_handles_labels()
@@ -127,9 +130,12 @@ def draw_gallery(mine: Sequence[Loot], pictures: Floats, *, is_blurred: bool) ->
     panels = figure.subplots(len(rows), len(chosen), squeeze=False)
     for line, (name, shown) in zip(panels, rows, strict=True):
         for axes, index in zip(line, chosen, strict=True):
-            axes.imshow(_shown(shown[index], is_blurred=is_blurred), interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
+            if index < len(shown):
+                axes.imshow(_shown(shown[index], is_blurred=is_blurred), interpolation="nearest")
+            else:
+                axes.set_frame_on(False)
         line[0].set_ylabel(
             name.replace(", ", "\n"), fontsize=7, rotation=0, ha="right", va="center"
         )
@@ -141,7 +147,6 @@ def draw_gallery(mine: Sequence[Loot], pictures: Floats, *, is_blurred: bool) ->
 def _choose(mine: Sequence[Loot], pictures: Floats) -> list[int]:
     largest = max(mine, key=lambda one: len(one.pictures))
     order = score(largest.pictures, pictures).order
-    order = order[order < min(len(one.pictures) for one in mine)]
     if len(order) <= 3 * GROUP:
         return [int(index) for index in order]
     middle = (len(order) - GROUP) // 2

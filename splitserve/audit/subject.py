@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from splitserve.artifact import INPUT, OUTPUT, Artifact, Defence, Preprocess, Subset
+from splitserve.audit.device import to_array, to_tensor
 from splitserve.audit.torch_graph import TorchGraph
 from splitserve.codec import Codec, Codecs, StepAnsCodec
 from splitserve.defence import defend
@@ -166,10 +167,10 @@ class Subject:
     def collect(self, pictures: Floats, wanted: Sequence[str] | None = None) -> list[Floats]:
         """Tensors of the head for many pictures, batch after batch."""
         batches = [
-            self.features(torch.from_numpy(pictures[start : start + BATCH]), wanted)
+            self.features(to_tensor(pictures[start : start + BATCH]), wanted)
             for start in range(0, len(pictures), BATCH)
         ]
-        return [torch.cat(column).numpy() for column in zip(*batches, strict=True)]
+        return [to_array(torch.cat(column)) for column in zip(*batches, strict=True)]
 
 
 class _Masked(Subject):

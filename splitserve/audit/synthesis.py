@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+from splitserve.audit.device import to_array, to_tensor
 from splitserve.errors import GraphError
 
 Floats = npt.NDArray[np.float32]
@@ -89,7 +90,7 @@ def find_norms(parts: Sequence[onnx.ModelProto]) -> list[Norm]:
 
 
 def _tensor(stored: onnx.TensorProto) -> Tensor:
-    return torch.from_numpy(numpy_helper.to_array(stored).astype(np.float32))
+    return to_tensor(numpy_helper.to_array(stored).astype(np.float32))
 
 
 def norm_distance(norms: Sequence[Norm], seen: Sequence[Tensor]) -> Tensor:
@@ -124,8 +125,8 @@ def synthesise(whole: Whole, start: Floats, synthesis: Synthesis, tick: Tick) ->
         )
     generator = np.random.default_rng(synthesis.seed)
     with torch.no_grad():
-        classes = whole.see(torch.from_numpy(start[:1]), [whole.logits])[0].shape[1]
-    targets = torch.from_numpy(generator.permutation(np.arange(len(start)) % classes))
+        classes = whole.see(to_tensor(start[:1]), [whole.logits])[0].shape[1]
+    targets = to_tensor(generator.permutation(np.arange(len(start)) % classes))
     made = np.empty_like(start)
     for first in range(0, len(start), synthesis.batch):
         rows = slice(first, first + synthesis.batch)
@@ -142,7 +143,7 @@ def _move(
 ) -> Floats:
     """Move one batch of pictures to its classes."""
     start, targets = batch
-    pictures = torch.from_numpy(start.copy()).requires_grad_()
+    pictures = to_tensor(start.copy()).requires_grad_()
     wanted = [whole.logits, *(norm.name for norm in whole.norms)]
     optimiser = torch.optim.Adam([pictures], synthesis.rate)
     for _ in range(synthesis.steps):
@@ -158,7 +159,7 @@ def _move(
         with torch.no_grad():
             pictures.clamp_(0, 1)
         tick()
-    return pictures.detach().numpy()
+    return to_array(pictures)
 
 
 def _variation(pictures: Tensor) -> Tensor:

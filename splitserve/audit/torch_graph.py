@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from splitserve.audit.device import to_tensor
 from splitserve.errors import GraphError
 
 Attributes = Mapping[str, Any]
@@ -58,7 +59,7 @@ class TorchGraph(nn.Module):
     def _store(self, name: str, values: np.ndarray[Any, Any]) -> None:
         if name not in self._buffer_of:
             self._buffer_of[name] = f"w{len(self._buffer_of)}"
-            self.register_buffer(self._buffer_of[name], torch.from_numpy(values.copy()))
+            self.register_buffer(self._buffer_of[name], to_tensor(values.copy()))
 
     def forward(self, tensors: Mapping[str, Tensor], wanted: Sequence[str]) -> list[Tensor]:
         """Compute some tensors from others.
@@ -362,7 +363,7 @@ def _resize(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 def _constant(_: Inputs, attributes: Attributes) -> Tensor:
     if "value" in attributes:
-        return torch.from_numpy(numpy_helper.to_array(attributes["value"]).copy())
+        return to_tensor(numpy_helper.to_array(attributes["value"]).copy())
     for name in ("value_float", "value_floats", "value_int", "value_ints"):
         if name in attributes:
             return torch.tensor(attributes[name])
@@ -389,7 +390,7 @@ def _softmax(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 def _constant_of_shape(inputs: Inputs, attributes: Attributes) -> Tensor:
     value = attributes.get("value")
-    filled = torch.zeros(1) if value is None else torch.from_numpy(numpy_helper.to_array(value))
+    filled = torch.zeros(1) if value is None else to_tensor(numpy_helper.to_array(value))
     return filled.reshape(()).expand(_ints(inputs[0])).clone()
 
 

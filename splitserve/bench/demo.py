@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from splitserve.artifact import INPUT, OUTPUT, Manifest
+from splitserve.bench.demo_audit import audit_demo
 from splitserve.bench.demo_report import print_report
 from splitserve.bench.fixture import MODEL, calibrated, prepared
 from splitserve.bench.link import Link, LinkSettings, SelfTest, self_test
@@ -61,6 +62,9 @@ class Options(Settings):
     """Folder that keeps the exported model between runs."""
     seed: int = 0
     """Of the views."""
+    audit: bool = False
+    """Afterwards attack the features of the last cut that ran, as the cloud could: some minutes
+    more, and a report in the build folder."""
     as_json: bool = False
     """Print one JSON document."""
 
@@ -123,6 +127,9 @@ def run(options: Options) -> int:
                     arms[index].answers.append(_ask(agents[index], path))
                     progress.advance(task)
     result = _result(options, checked, arms, wanted, views)
+    if options.audit:
+        last = artifact, splits[-1], options.build
+        result["audit"] = str(audit_demo(*last, is_quiet=options.as_json))
     if options.as_json:
         print_document(result)
     else:

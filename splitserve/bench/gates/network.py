@@ -11,6 +11,7 @@ from splitserve.audit.budget import Budget
 from splitserve.audit.defences import fit_defence, parse_defence
 from splitserve.audit.laboratory import Laboratory, Material, Target
 from splitserve.audit.subject import Floats, Transport
+from splitserve.calibrate.inputs import BROKEN_NPZ
 from splitserve.errors import UsageError
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.split import choose_cuts, load_graph, recipe_of, split_model
@@ -49,7 +50,7 @@ def read_archive(path: Path, limit: int) -> tuple[Floats, list[int]]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             images, labels = stored["images"][:limit], stored["labels"][:limit]
-    except (OSError, ValueError, KeyError) as error:
+    except BROKEN_NPZ as error:
         raise UsageError(f"{path}: needs the arrays images and labels: {error}") from error
     pictures = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
     return pictures, [int(label) for label in labels]

@@ -14,6 +14,7 @@ from PIL import Image
 from splitserve.audit.command import Options, run
 from splitserve.audit.document import Audit, read_audit
 from splitserve.audit.policy import Beside, Policy, Rule, judge
+from splitserve.audit.report import STANDARDS
 from splitserve.audit.subject import Floats
 from splitserve.bench.gates.gate import Gate
 from splitserve.bench.gates.network import CUTS, Bench, Tick
@@ -38,7 +39,7 @@ def measure(bench: Bench, tick: Tick) -> list[Gate]:
                 page = (folder / "audit.html").read_text(encoding="utf-8")
                 audit = read_audit(folder / "audit.json")
                 text = (folder / "audit.json").read_text(encoding="utf-8")
-    strangers = _strangers(page, audit)
+    others = strangers(page, audit)
     free = Policy(exposed=Rule(), high=Rule(), moderate=Rule())
     attempts = [
         one.model_copy(update={"identified": one.identified.model_copy(update={"low": 0.0})})
@@ -51,7 +52,7 @@ def measure(bench: Bench, tick: Tick) -> list[Gate]:
         _yes("G1", "the same seed and threads give the same JSON but timing", texts[0] == texts[1]),
         _yes("G2", "audit.json fits its schema and is written again as it was",
              json.loads(audit.model_dump_json()) == json.loads(text)),
-        _yes("G3", f"figures on the page that audit.json lacks: {len(strangers)}", not strangers),
+        _yes("G3", f"figures on the page that audit.json lacks: {len(others)}", not others),
         _yes("G4", f"exit status under a strict and a lax policy: {statuses[0]}, {statuses[2]}",
              statuses == [3, 3, 0]),
         Gate("G5", "lowest level without a control", str(level), level, 2),
@@ -92,11 +93,11 @@ def _plain(path: Path) -> dict[str, object]:
     return {key: value for key, value in document.items() if key not in ("timing", "expires")}
 
 
-def _strangers(page: str, audit: Audit) -> list[str]:
+def strangers(page: str, audit: Audit) -> list[str]:
     """Figures in the page's text that are no rounded figure of the document."""
     text = re.sub(r"(?s)<(style|svg)\b.*?</\1>|<[^>]*>", " ", page)
     known = list(_numbers(audit.model_dump(mode="json")))
-    words = [str(value) for value in _strings(audit.model_dump(mode="json"))]
+    words = [*_strings(audit.model_dump(mode="json")), *(text for _, text in STANDARDS)]
     return [
         shown
         for shown in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text)

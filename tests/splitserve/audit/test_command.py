@@ -16,6 +16,7 @@ from splitserve.audit.budget import Budget
 from splitserve.audit.document import Audit, read_audit
 from splitserve.audit.images import procedural
 from splitserve.audit.work import WorkFolder
+from splitserve.bench.gates.reporting import strangers
 from splitserve.cli import main
 from splitserve.errors import UsageError
 from splitserve.plan import Limits
@@ -74,6 +75,13 @@ def test_it_leaves_a_document_and_a_page_and_nothing_else(audited: Path):
         assert cut.cut in text
         assert cut.reasons[0].split(":")[0] in text
     assert audit.command in text.replace("&lt;", "<")
+
+
+def test_the_page_shows_no_figure_that_the_document_lacks(audited: Path):
+    audit = read_audit(audited / "audit.json")
+    page = (audited / "audit.html").read_text(encoding="utf-8")
+    assert not strangers(page, audit)
+    assert strangers(page.replace("<h2>Verdict", "<h2>77.12345 Verdict"), audit) == ["77.12345"]
 
 
 def test_the_same_seed_gives_the_same_document(
@@ -161,6 +169,10 @@ def test_work_that_was_cut_short_is_done_again(tmp_path: Path):
         (("--attack", "auxiliary"), "needs pictures of its own: --auxiliary DIR"),
         (("--size", "4096"), "the model's own size is"),
         (("--quality", "99.99"), "99.99"),
+        (("--device", "nonsense"), "--device nonsense"),
+        (("--defence", "blur"), "no defence 'blur'; there is"),
+        (("--defence", "none", "--write"), "first splitserve defend"),
+        (("--attack", "shadow"), "labels.csv in the folder of --auxiliary"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
