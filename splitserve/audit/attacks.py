@@ -60,9 +60,9 @@ def _learned(
     Behind a defence two attackers try: one who learned through it, and one who does not know it.
     """
     name, threat = facts
-    loot = []
+    loot: list[Loot] = []
     for teacher in (lab, lab.plain):
-        if teacher is None:
+        if teacher is None or not teacher.borders:
             continue
         is_first = name not in teacher.lessons
         lesson = _lesson(teacher, name, pictures, recipe, tick)
@@ -70,11 +70,11 @@ def _learned(
             "steps": recipe.steps,
             "learned_on": len(pictures),
             "cycle": recipe.cycle,
-            "blocks not inverted": _closed(lab, lesson),
+            "blocks not inverted": _closed(teacher, lesson),
         }
         who = threat.model_copy(update={"adapts": teacher is lab})
         for target in lab.targets:
-            depth = lab.depth_of(target)
+            depth = teacher.depth_of(target)
             if depth is not None and (teacher is lab or target.transport.defence is not None):
                 (received,) = lab.received(target, lab.attacked)
                 found = lesson.inverse.invert(received, depth)

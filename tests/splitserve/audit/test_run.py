@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from splitserve.artifact import Noise, load_artifact
+from splitserve.artifact import Noise, Withdrawn, load_artifact
 from splitserve.audit.attacks import ATTACKS, steps_of
 from splitserve.audit.budget import BUDGETS, Budget
 from splitserve.audit.defences import fit_defence, parse_defence
@@ -188,3 +188,18 @@ def test_the_mean_of_many_noisy_views_is_nearer_to_the_features(calibrated_artif
         errors.append(float(np.square(seen - plain).mean()))
     assert errors[0] == pytest.approx(1.0, rel=0.05)
     assert errors[1] == pytest.approx(1 / 16, rel=0.05)
+
+
+def test_cuts_may_differ_in_their_defences(calibrated_artifact: Path):
+    """As an artifact holds them: one withdrawn, one behind noise, the others as they are."""
+    plain = laboratory(calibrated_artifact, codec=None)
+    noise = Noise(asked="noise:1rms", deviations=(1.0,))
+    others = [None] * (len(plain.targets) - 2)
+    lab = plain.behind([Withdrawn(), noise, *others])
+    cuts = {cut.cut: cut for cut in findings_of([lab], ["data-free"]).cuts}
+    assert set(cuts) == {target.name for target in plain.targets}
+    first, second, *rest = (cuts[target.name] for target in plain.targets)
+    assert (first.asked, len(first.attempts)) == ("withdrawn", 0)
+    assert [one.threat.adapts for one in second.attempts] == [True, False]
+    for cut in rest:
+        assert [one.threat.adapts for one in cut.attempts] == [True]
