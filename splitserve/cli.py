@@ -74,6 +74,9 @@ COMMANDS = {
     "bench gates": Command(
         "splitserve.bench.gates.command", "the acceptance gates of the leakage audit", "demo"
     ),
+    "bench published": Command(
+        "splitserve.bench.published", "the audit's attacks beside published figures", "demo"
+    ),
     "bench exits": Command(
         "splitserve.bench.exits", "early answers under a budget of uploads", "demo"
     ),

@@ -28,7 +28,8 @@ from splitserve.audit.subject import Floats, Subject
 CONVOLUTIONS = 6  # of the head in one block
 WIDTH_LEAST, WIDTH_MOST = 16, 64
 PEAK_RATE = 4e-3
-BATCH = 24
+BATCH, BATCH_LEAST = 24, 8
+BATCH_PIXELS = 24 * 64 * 64  # larger pictures hold more to learn from, so fewer make a batch
 CYCLE = 0.2
 CLIP_NORM = 1.0
 LEAST = 0.02  # of all channels' deviation: one that is quiet here may not be so elsewhere
@@ -265,10 +266,11 @@ def train_inverse(
     for block, after, before in zip(inverse.units, pairs.received, true, strict=False):
         block.calibrate(after, before)
     depths = range(min(1, len(inverse.borders) - 1), len(inverse.borders))
+    size = batch_of(pairs.pictures.shape[2] * pairs.pictures.shape[3])
     losses = []
     inverse.train()
     for step in range(recipe.steps):
-        rows = generator.choice(len(pairs.pictures), BATCH, replace=len(pairs.pictures) < BATCH)
+        rows = generator.choice(len(pairs.pictures), size, replace=len(pairs.pictures) < size)
         batch = _Batch(subject, inverse, pairs, rows, spread)
         loss = batch.blocks(recipe.cycle if step % 2 else 0.0)
         if step >= recipe.steps * (1 - recipe.chain_share):
@@ -281,6 +283,11 @@ def train_inverse(
         losses.append(float(loss.detach()))
         tick()
     return losses
+
+
+def batch_of(pixels: int) -> int:
+    """Pictures of one step, by the pixels of one."""
+    return min(BATCH, max(BATCH_LEAST, BATCH_PIXELS // pixels))
 
 
 class _Batch:

@@ -14,10 +14,10 @@ one variation (5 dB there), and its weight starts ten times higher (1 dB at deep
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from splitserve.audit.device import to_array, to_tensor
 from splitserve.audit.subject import Floats, Subject
 
 RATE = 0.05
@@ -81,7 +81,7 @@ def optimise(subject: Subject, prey: Prey, weight: float, steps: int, tick: Tick
         steps: of Adam, with a rate that falls to nothing along a cosine.
         tick: called after each step.
     """
-    wanted = [torch.from_numpy(np.ascontiguousarray(values)) for values in prey.received]
+    wanted = [to_tensor(values) for values in prey.received]
     spread = [float(values.var()) + 1e-12 for values in wanted]
     count = len(wanted[0])
     pictures = torch.full((count, 3, *subject.size), GREY, requires_grad=True)
@@ -101,7 +101,7 @@ def optimise(subject: Subject, prey: Prey, weight: float, steps: int, tick: Tick
         tick()
     with torch.no_grad():
         distance = _distance(subject.features(pictures, prey.names), wanted, spread)
-    return Found(pictures.detach().numpy(), distance.numpy())
+    return Found(to_array(pictures), to_array(distance))
 
 
 def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor], spread: Sequence[float]) -> Tensor:

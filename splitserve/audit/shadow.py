@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from splitserve.artifact import Artifact
+from splitserve.audit.device import to_tensor
 from splitserve.audit.subject import Floats, Subject
 from splitserve.audit.torch_graph import MIXING, TorchGraph
 from splitserve.errors import UsageError
@@ -45,7 +46,7 @@ class ShadowRecipe:
     Args:
         steps: of AdamW; its rate rises and falls in one cycle.
         batch: pictures of one step.
-        rate: the highest.
+        rate: the highest, for one convolution or product; a deeper head learns at its share.
         decay: of the weights, per step and rate; what the labels do not need fades, which at the
             first convolution is worth several decibels of the pictures found.
         seed: of the weights and the batches.
@@ -119,7 +120,7 @@ class FreshGraph(TorchGraph):
         nn.Module.__init__(self)
         self.__dict__.update(copy.deepcopy(known.__dict__))
         self.learned: list[Tensor] = []
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         seen: set[str] = set()
         for index, node in enumerate(self._nodes):
             for place, name in enumerate(node.input):
@@ -136,7 +137,8 @@ class FreshGraph(TorchGraph):
         if role in ("weight", "transposed"):
             is_transposed = role == "transposed" and not attributes.get("transB", 0)
             fan = values.numel() // values.shape[int(is_transposed and values.dim() > 1)]
-            values.normal_(0, FAINT * math.sqrt(2 / fan), generator=generator)
+            drawn = torch.randn(values.shape, generator=generator, device="cpu")
+            values.copy_(drawn * (FAINT * math.sqrt(2 / fan)))
         else:
             values.fill_(1.0 if role in ("factor", "variance") else 0.0)
         if role not in ("mean", "variance"):
@@ -195,7 +197,7 @@ def train_shadow(
     Raises:
         UsageError: no pictures, not one class a picture, or a class that the tail does not know.
     """
-    pictures, classes = (torch.from_numpy(np.ascontiguousarray(part)) for part in data)
+    pictures, classes = (to_tensor(part) for part in data)
     if not len(pictures) or classes.shape != (len(pictures),):
         raise UsageError(f"{len(pictures)} pictures with classes of shape {tuple(classes.shape)}")
     graph = FreshGraph(subject.graph, recipe.seed)
@@ -206,11 +208,12 @@ def train_shadow(
         raise UsageError(
             f"classes {int(classes.min())} to {int(classes.max())}; the tail knows {known}"
         )
-    optimiser = torch.optim.AdamW(graph.learned, recipe.rate, weight_decay=recipe.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, max(2, recipe.steps))
+    rate = recipe.rate / max(1, *(graph.convolutions_before(name) for name in tail.names))
+    optimiser = torch.optim.AdamW(graph.learned, rate, weight_decay=recipe.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, max(2, recipe.steps))
     generator = np.random.default_rng(recipe.seed)
     for _ in range(recipe.steps):
-        rows = torch.from_numpy(generator.integers(0, len(pictures), recipe.batch))
+        rows = to_tensor(generator.integers(0, len(pictures), recipe.batch))
         scores = tail.scores(shadow.features(pictures[rows], tail.names))
         loss = functional.cross_entropy(scores, classes[rows])
         optimiser.zero_grad()

@@ -10,9 +10,10 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from splitserve.bench.cifar import read_pictures
 from splitserve.bench.gates import guarding, instruments, inversion, reporting
 from splitserve.bench.gates.gate import Gate, as_table
-from splitserve.bench.gates.network import TUNED, Bench, Pictures, prepare, read_archive
+from splitserve.bench.gates.network import TUNED, Bench, Pictures, prepare
 from splitserve.errors import UsageError
 from splitserve.output import print_document
 from splitserve.settings import Names, Settings
@@ -69,12 +70,12 @@ def run(options: Options) -> int:
     if unknown:
         raise UsageError(f"--only: no {unknown[0]!r}; there are: {', '.join(MEASUREMENTS)}")
     torch.set_num_threads(options.threads)
-    test, _ = read_archive(options.test, options.pictures + TUNED)
-    train, labels = read_archive(options.train, 1_000_000)
+    test = read_pictures(options.test)[0][: options.pictures + TUNED]
+    train, labels = read_pictures(options.train)
     console = Console(stderr=True)
     with console.status("exporting and cutting ResNet-20"):
         artifact = prepare(options.weights, options.build)
-    bench = Bench(artifact, Pictures(test, train, labels), options.build, options.seed)
+    bench = Bench(artifact, Pictures(test, train, labels.tolist()), options.build, options.seed)
     gates: list[Gate] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:

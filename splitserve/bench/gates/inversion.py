@@ -138,28 +138,24 @@ def _gain(number: str, what: str, one: Attempt, other: Attempt, least: float) ->
 
 def chain(bench: Bench, tick: Tick) -> list[Gate]:
     """D5: blocks and chains against blocks alone, at equal steps, paired by picture."""
-    gates = []
-    for steps in (SHORT, LONG):
-        lab = bench.laboratory(steps)
-        pairs, stages = lab.pairs(lab.made), list(CUTS)
-        found = {}
-        for share in (0.0, Recipe().chain_share):
-            inverse = Inverse(lab.borders, (3, *lab.subject.size), bench.seed)
-            recipe = Recipe(steps=steps, seed=bench.seed, chain_share=share)
-            train_inverse(lab.subject, inverse, pairs, recipe, tick)
-            for stage, target in zip(stages, lab.targets, strict=True):
-                depth = lab.depth_of(target)
-                if depth is not None:
-                    seen = inverse.invert(lab.received(target, lab.attacked)[0], depth)
-                    found[stage, share > 0] = score(seen, lab.attacked).psnr
-        first, second = (
-            figure(found[stage, True] - found[stage, False], bench.seed)
-            for stage in ("layer1", "layer2")
-        )
-        text = f"{second.mean:+.2f} [{second.low:+.2f}, {second.high:+.2f}] dB"
-        what = f"chains over blocks alone, layer2, {steps} steps (layer1 {first.mean:+.2f} dB)"
-        gates.append(Gate("D5", what, text, second.low, 0.5))
-    return gates
+    lab = bench.laboratory(SHORT)
+    pairs, found = lab.pairs(lab.made), {}
+    for share in (0.0, Recipe().chain_share):
+        inverse = Inverse(lab.borders, (3, *lab.subject.size), bench.seed)
+        recipe = Recipe(steps=SHORT, seed=bench.seed, chain_share=share)
+        train_inverse(lab.subject, inverse, pairs, recipe, tick)
+        for stage, target in zip(CUTS, lab.targets, strict=True):
+            depth = lab.depth_of(target)
+            if depth is not None:
+                seen = inverse.invert(lab.received(target, lab.attacked)[0], depth)
+                found[stage, share > 0] = score(seen, lab.attacked).psnr
+    first, second = (
+        figure(found[stage, True] - found[stage, False], bench.seed)
+        for stage in ("layer1", "layer2")
+    )
+    text = f"{second.mean:+.2f} [{second.low:+.2f}, {second.high:+.2f}] dB"
+    what = f"chains over blocks alone, layer2, {SHORT} steps (layer1 {first.mean:+.2f} dB)"
+    return [Gate("D5", what, text, second.low, 0.5)]
 
 
 def generality(bench: Bench, tick: Tick) -> list[Gate]:

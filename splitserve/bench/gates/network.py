@@ -4,15 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from splitserve.artifact import Artifact, Defence
 from splitserve.audit.budget import Budget
 from splitserve.audit.defences import fit_defence, parse_defence
 from splitserve.audit.laboratory import Laboratory, Material, Target
 from splitserve.audit.subject import Floats, Transport
-from splitserve.calibrate.inputs import BROKEN_NPZ
-from splitserve.errors import UsageError
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.split import choose_cuts, load_graph, recipe_of, split_model
 from splitserve.split.command_export import CHECKOUT, export
@@ -39,21 +35,6 @@ class Pictures:
     test: Floats
     train: Floats
     labels: Sequence[int]
-
-
-def read_archive(path: Path, limit: int) -> tuple[Floats, list[int]]:
-    """Read `images` (n, 32, 32, 3), uint8, and `labels` (n,) of an .npz file.
-
-    Raises:
-        UsageError: no such archive.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            images, labels = stored["images"][:limit], stored["labels"][:limit]
-    except BROKEN_NPZ as error:
-        raise UsageError(f"{path}: needs the arrays images and labels: {error}") from error
-    pictures = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    return pictures, [int(label) for label in labels]
 
 
 def prepare(weights: Path, build: Path) -> Artifact:

@@ -13,6 +13,7 @@ from splitserve.audit.inverse import (
     InverseBlock,
     Pairs,
     Recipe,
+    batch_of,
     find_borders,
     train_inverse,
 )
@@ -118,3 +119,8 @@ def test_optimisation_finds_the_picture_through_the_codec(
     assert (found.distance < 0.5).all()
     scores = sweep(subject, true, prey, lambda a, b: float(psnr(a, b).mean()), 5, lambda: None)
     assert [weight for weight, _ in scores] == list(WEIGHTS)
+
+
+@pytest.mark.parametrize(("side", "count"), [(32, 24), (64, 24), (96, 10), (128, 8), (224, 8)])
+def test_large_pictures_come_in_small_batches(side: int, count: int):
+    assert batch_of(side * side) == count

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from splitserve.bench.cifar import read_pictures
 from splitserve.bench.gates.command import MEASUREMENTS
 from splitserve.bench.gates.gate import Gate, as_table
-from splitserve.bench.gates.network import read_archive
 from splitserve.cli import main
 from splitserve.errors import UsageError
 
@@ -30,17 +30,17 @@ def test_a_figure_that_is_none_is_not_met():
 def test_an_archive_becomes_pictures_and_labels(tmp_path: Path):
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(5))
-    pictures, labels = read_archive(tmp_path / "a.npz", 3)
-    assert pictures.shape == (3, 3, 32, 32)
+    pictures, labels = read_pictures(tmp_path / "a.npz")
+    assert pictures.shape == (5, 3, 32, 32)
     assert pictures[1, 2, 3, 4] == np.float32(images[1, 3, 4, 2]) / np.float32(255)
-    assert labels == [0, 1, 2]
+    assert labels.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive"])
 def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(UsageError, match=r"a\.npz: needs the arrays images and labels"):
-        read_archive(tmp_path / "a.npz", 3)
+    with pytest.raises(UsageError, match=r"an \.npz of images and labels is needed"):
+        read_pictures(tmp_path / "a.npz")
 
 
 def test_a_measurement_that_is_not_there_is_refused(
