@@ -247,6 +247,11 @@ def normalise(pixels: Pixels, preprocess: Preprocess) -> FloatArray:
     return np.ascontiguousarray(values[None])
 
 
+def write_pixels(pixels: Pixels, target: Path) -> None:
+    """Write (height, width, 3), uint8, RGB, in the format of the target's suffix."""
+    Image.fromarray(pixels).save(target)
+
+
 def encode_pixels(pixels: Pixels, picture_format: PictureFormat, quality: int) -> bytes:
     """Compress (height, width, 3) uint8 RGB pixels as JPEG or WebP."""
     buffer = io.BytesIO()

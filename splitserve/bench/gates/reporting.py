@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image
 
 from splitserve.audit.command import Options, run
 from splitserve.audit.document import Audit, read_audit
@@ -18,6 +17,7 @@ from splitserve.audit.report import STANDARDS
 from splitserve.audit.subject import Floats
 from splitserve.bench.gates.gate import Gate
 from splitserve.bench.gates.network import CUTS, Bench, Tick
+from splitserve.picture import write_pixels
 
 PICTURES = 72
 STRICT = 'name = "strict"\n[exposed]\nssim = 0.01\n'
@@ -68,7 +68,7 @@ def _write(pictures: Floats, folder: Path) -> None:
     folder.mkdir()
     for index, picture in enumerate(pictures):
         pixels = np.round(picture.transpose(1, 2, 0) * 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+        write_pixels(pixels, folder / f"{index:03}.png")
 
 
 def _run(bench: Bench, folder: Path) -> int:
