@@ -174,11 +174,18 @@ class Head:
 
     def encode(self, work: Work, plan: Plan, history: History | None = None) -> None:
         """Turn the features, or the picture, into the sections of a frame."""
-        carried = self._egress(work) if work.pixels is None else [work.pixels[None]]
         try:
-            work.sections, work.coded = self._timed(work, "encode", _encode, plan, carried, history)
+            work.sections, work.coded = self._timed(
+                work, "encode", self._encode, work, plan, history
+            )
         except CodecError as error:
             work.problem = str(error)
+
+    def _encode(
+        self, work: Work, plan: Plan, history: History | None
+    ) -> tuple[tuple[Section, ...], Coded | None]:
+        carried = self._egress(work) if work.pixels is None else [work.pixels[None]]
+        return _encode(plan, carried, history)
 
     def _egress(self, work: Work) -> list[Array]:
         manifest = self.artifact.manifest

@@ -1,6 +1,7 @@
 """What the whole model answers: to originals, reconstructions, and features that travelled."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from splitserve.audit.device import to_array, to_tensor
 from splitserve.audit.document import Probe
 from splitserve.audit.laboratory import Laboratory, Target
 from splitserve.audit.probe import read_attribute
-from splitserve.audit.subject import Floats, Subject
+from splitserve.audit.subject import Floats, Subject, Transport
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.tensors import Array
 
@@ -57,20 +58,23 @@ class Answers:
             Whether each answer is that of the unsplit model, and the probe of the declared
             attribute, None without one.
         """
-        output, received = self._manifest.outputs[0].name, self._received(target)
+        output = self._manifest.outputs[0].name
+        received = self._received(target, replace(target.transport, observations=1))
         hits = [
             best_class(self._chain.run(seen, target.position, len(self._chain))[output])
             == best_class(whole)
             for seen, whole in zip(received, self._whole, strict=True)
         ]
-        return np.array(hits), self._probe(received)
+        if self._lab.material.attribute is None:
+            return np.array(hits), None
+        return np.array(hits), self._probe(self._received(target, target.transport))
 
-    def _received(self, target: Target) -> list[dict[str, Array]]:
+    def _received(self, target: Target, transport: Transport) -> list[dict[str, Array]]:
         """Features at the model's own size, as the receiver gets them, picture by picture."""
         subject = Subject(self._lab.artifact, target.position)
         rows = []
         for picture in self._lab.material.whole:
-            seen = target.transport.carry(subject.collect(picture[None], list(target.egress)))
+            seen = transport.carry(subject.collect(picture[None], list(target.egress)))
             rows.append(dict(zip(target.egress, seen, strict=True)))
         return rows
 

@@ -14,10 +14,11 @@ from splitserve.audit.inverse import Inverse, Pairs, Recipe, train_inverse
 from splitserve.audit.laboratory import MADE_SEED, Laboratory, Lesson, Target
 from splitserve.audit.optimise import WEIGHTS, Prey, optimise, sweep
 from splitserve.audit.score import score
-from splitserve.audit.shadow import ShadowRecipe, tail_of, train_shadow
+from splitserve.audit.shadow import ShadowRecipe, tail_of, train_shadow, weights_kept
 from splitserve.audit.subject import Floats, Subject
 from splitserve.audit.synthesis import Synthesis, synthesise
 
+CONTROL = "control"  # in the place of a defence: the positive control is no cut's result
 FLAT = 0.02  # a loss that fell by less than this share over the last tenth has converged
 MATCHED = 10  # one in so many made pictures is matched to the model's batch norms
 CLOSED = 0.5  # share of the variance: a block of which less is found counts as not inverted
@@ -57,50 +58,60 @@ def _learned(
 ) -> list[Loot]:
     """Learn the inverse of every depth from some pictures, and attack every cut with it.
 
-    Behind a defence two attackers try: one who learned through it, and one who does not know it.
+    Behind a defence two attackers try: one who does not know it, and one who learned through it.
+    The second learns each defended cut by itself, for inside the head the features are whole.
     """
     name, threat = facts
-    loot: list[Loot] = []
-    for teacher in (lab, lab.plain):
-        if teacher is None or not teacher.borders:
+    plain = lab.plain or lab
+    if not plain.borders:
+        return []
+    is_first = name not in plain.lessons
+    whole = _lesson(lab, None, (name, pictures), recipe, tick)
+    loot = []
+    if is_first:
+        (features,) = lab.subject.collect(lab.attacked, list(plain.control.egress))
+        loot.append(replace(_loot(plain.control, name, threat, features, whole), defence=CONTROL))
+    for target in lab.targets:
+        if plain.depth_of(target) is None:
             continue
-        is_first = name not in teacher.lessons
-        lesson = _lesson(teacher, name, pictures, recipe, tick)
+        (received,) = lab.received(target, lab.attacked)
+        is_defended = target.transport.defence is not None
+        unaware = threat.model_copy(update={"adapts": not is_defended})
+        loot.append(_loot(target, name, unaware, received, whole))
+        if is_defended:
+            lesson = _lesson(lab, target, (name, pictures), recipe, tick)
+            loot.append(_loot(target, name, threat, received, lesson))
+    return loot
+
+
+def _lesson(
+    lab: Laboratory, target: Target | None, facts: tuple[str, Floats], recipe: Recipe, tick: Tick
+) -> Lesson:
+    """What the attacker learns without defences, or of one target behind its own; learned once."""
+    plain, (name, pictures) = lab.plain or lab, facts
+    kept, key = plain.lessons, name
+    depth: int | None = len(plain.borders) - 1
+    if target is not None:
+        kept, key, depth = lab.lessons, f"{name}, {target.name}", plain.depth_of(target)
+    if key not in kept:
+        inverse = Inverse(plain.borders[: (depth or 0) + 1], (3, *lab.subject.size), lab.seed)
+        own = replace(recipe, is_single=target is not None)
+        pairs = plain.pairs(pictures, target)
+        losses = train_inverse(lab.subject, inverse, pairs, own, tick)
+        explained = _explained(inverse, plain.pairs(lab.attacked, target))
         settings: dict[str, float | int | str] = {
             "steps": recipe.steps,
             "learned_on": len(pictures),
             "cycle": recipe.cycle,
-            "blocks not inverted": _closed(teacher, lesson),
+            "blocks not inverted": _closed(inverse, explained),
         }
-        who = threat.model_copy(update={"adapts": teacher is lab})
-        for target in lab.targets:
-            depth = teacher.depth_of(target)
-            if depth is not None and (teacher is lab or target.transport.defence is not None):
-                (received,) = lab.received(target, lab.attacked)
-                found = lesson.inverse.invert(received, depth)
-                loot.append(_loot(target, name, who, found, settings, lesson))
-        is_audited = teacher is lab and lab.depth_of(lab.targets[0]) == 0
-        if is_first and teacher.plain is None and not is_audited:
-            # The positive control: the shallowest block, without codec and defence.
-            (plain,) = lab.subject.collect(lab.attacked, list(lab.control.egress))
-            found = lesson.inverse.invert(plain, 0)
-            loot.append(_loot(lab.control, name, threat, found, settings, lesson))
-    return loot
-
-
-def _lesson(lab: Laboratory, name: str, pictures: Floats, recipe: Recipe, tick: Tick) -> Lesson:
-    """What the attacker learns behind a laboratory's transports; learned once."""
-    if name not in lab.lessons:
-        inverse = Inverse(lab.borders, (3, *lab.subject.size), lab.seed)
-        losses = train_inverse(lab.subject, inverse, lab.pairs(pictures), recipe, tick)
-        lab.lessons[name] = Lesson(inverse, losses, _explained(lab, inverse))
-    return lab.lessons[name]
+        kept[key] = Lesson(inverse, losses, explained, settings)
+    return kept[key]
 
 
 @torch.no_grad()
-def _explained(lab: Laboratory, inverse: Inverse) -> list[float]:
-    """Block by block, as if the ones behind it were inverted perfectly."""
-    seen = lab.pairs(lab.attacked)
+def _explained(inverse: Inverse, seen: Pairs) -> list[float]:
+    """Share of the variance found, block by block, as if those behind were inverted perfectly."""
     inverse.eval()
     shares = []
     for block, received, true in zip(
@@ -112,32 +123,27 @@ def _explained(lab: Laboratory, inverse: Inverse) -> list[float]:
     return shares
 
 
-def _closed(lab: Laboratory, lesson: Lesson) -> str:
+def _closed(inverse: Inverse, explained: Sequence[float]) -> str:
     """Blocks whose input could not be found, for the report."""
-    names = [
-        border.name
-        for border, share in zip(lab.borders, lesson.explained, strict=True)
-        if share < CLOSED
-    ]
-    return ", ".join(names) or "none"
+    pairs = zip(inverse.borders, explained, strict=True)
+    return ", ".join(border.name for border, share in pairs if share < CLOSED) or "none"
 
 
-def _loot(
-    target: Target,
-    name: str,
-    threat: Threat,
-    found: Floats,
-    settings: Mapping[str, float | int | str],
-    lesson: Lesson,
-) -> Loot:
-    losses = lesson.losses
+def _loot(target: Target, name: str, threat: Threat, received: Floats, lesson: Lesson) -> Loot:
+    losses, names = lesson.losses, [border.name for border in lesson.inverse.borders]
     tenth = max(1, len(losses) // 10)
     last, before = np.mean(losses[-tenth:]), np.mean(losses[-2 * tenth : -tenth])
     marks = [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
-    has_converged = bool(before - last <= FLAT * before)
-    seen = threat.model_copy(update={"observations": target.transport.observations})
-    evidence = {"losses": marks, "explained": list(lesson.explained)}
-    return Loot(target.name, target.asked, name, seen, found, settings, has_converged, evidence)
+    return Loot(
+        target.name,
+        target.asked,
+        name,
+        threat.model_copy(update={"observations": target.transport.observations}),
+        lesson.inverse.invert(received, names.index(target.egress[0])),
+        lesson.settings,
+        bool(before - last <= FLAT * before),
+        {"losses": marks, "explained": list(lesson.explained)},
+    )
 
 
 def data_free(lab: Laboratory, tick: Tick) -> list[Loot]:
@@ -191,11 +197,9 @@ def queries(lab: Laboratory, tick: Tick) -> list[Loot]:
         inverse = Inverse([lab.borders[depth]], (3, *lab.subject.size), lab.seed)
         recipe = Recipe(steps=lab.budget.steps, seed=lab.seed, cycle=0.0, chain_share=0.0)
         losses = train_inverse(lab.subject, inverse, Pairs(asked, received, received), recipe, tick)
-        settings = {"steps": recipe.steps, "queries": len(asked)}
-        found = inverse.invert(lab.received(target, lab.attacked)[0], 0)
-        loot.append(
-            _loot(target, "decoder, queries", threat, found, settings, Lesson(inverse, losses, ()))
-        )
+        lesson = Lesson(inverse, losses, (), {"steps": recipe.steps, "queries": len(asked)})
+        (seen,) = lab.received(target, lab.attacked)
+        loot.append(_loot(target, "decoder, queries", threat, seen, lesson))
     return loot
 
 
@@ -232,13 +236,15 @@ def query_free(lab: Laboratory, tick: Tick) -> list[Loot]:
 def can_shadow(lab: Laboratory) -> bool:
     """Whether the query-free attack has what it needs."""
     is_whole = tuple(lab.subject.size) == tuple(lab.subject.preprocess.crop)
-    return is_whole and bool(lab.material.labels)
+    return is_whole and bool(lab.material.labels) and not weights_kept(lab.subject.graph)
 
 
 def _optimised(
     lab: Laboratory, target: Target, facts: tuple[str, Threat], head: Subject, tick: Tick
 ) -> Loot:
     """Tune the weight of the total variation on other pictures, then attack.
+
+    Who has no head to ask tunes on what the head of his own making gives for his own pictures.
 
     Args:
         lab: the laboratory.
@@ -248,11 +254,13 @@ def _optimised(
         tick: called after each step.
     """
     name, threat = facts
-    known, steps = head.behind(target.transport.defence), lab.budget.optimise_steps
+    steps, names = lab.budget.optimise_steps, list(target.egress)
+    known = head.behind(target.transport.defence, names)
+    own = lab.tuning if head is lab.subject else lab.auxiliary[: len(lab.tuning)]
     tuned = sweep(
         known,
-        lab.tuning,
-        Prey(target.egress, lab.received(target, lab.tuning)),
+        own,
+        Prey(target.egress, target.transport.carry(head.collect(own, names))),
         lambda seen, true: float(score(seen, true).ssim.mean()),
         max(1, steps // 2),
         tick,
@@ -299,5 +307,5 @@ def steps_of(name: str, labs: Sequence[Laboratory]) -> int:
     own = 0
     if name == "data-free" and (labs[0].plain or labs[0]).whole_model is not None:
         own = Synthesis().steps * math.ceil(budget.made // MATCHED / Synthesis().batch)
-    teachers = {id(lab) for lab in labs} | {id(lab.plain) for lab in labs if lab.plain}
-    return own + budget.steps * len(teachers)
+    defended = sum(t.transport.defence is not None for lab in labs for t in lab.targets)
+    return own + budget.steps * (1 + defended)

@@ -38,6 +38,7 @@ SIZE_LEAST = 16
 DEFAULT_ATTACKS = ("data-free", "auxiliary", "queries", "shadow", "optimise")
 LIMITS = (
     "no large generative prior was tried",
+    "perceptual similarity (LPIPS) was not computed: no package brings its weights",
     "membership in the training set is not audited",
 )
 
@@ -117,10 +118,9 @@ def run(options: Options) -> int:
     if options.write and list(options.defence) != [OWN]:
         raise UsageError("--write notes what the artifact does itself: first splitserve defend")
     started = datetime.now(UTC)
-    labs, digest = _laboratories(options, artifact, _cuts(options, artifact.manifest))
-    lab = labs[0].plain or labs[0]
+    lab, labs, digests = _laboratories(options, artifact, _cuts(options, artifact.manifest))
     names = _possible(options, names, lab)
-    work = WorkFolder(options.output / "work", _facts(options, artifact, digest))
+    work = WorkFolder(options.output / "work", _facts(options, artifact, (*digests, device)))
     loot = _attack(labs, names, work, console)
     with console.status("scoring"):
         findings = Judge(lab, policy).find(labs, loot)
@@ -132,7 +132,7 @@ def run(options: Options) -> int:
         size=lab.subject.size,
         is_reduced=preprocess is not None and lab.subject.size != tuple(preprocess.crop),
         budget=options.budget,
-        pictures_sha256=digest,
+        pictures_sha256=digests[0],
         pictures=len(lab.pictures),
         auxiliary=len(lab.auxiliary),
         baselines=findings.baselines,
@@ -236,8 +236,8 @@ def _attack(
 
 def _laboratories(
     options: Options, artifact: Artifact, cuts: Sequence[str]
-) -> tuple[list[Laboratory], str]:
-    """One laboratory for each defence, and the attacked pictures' sha256."""
+) -> tuple[Laboratory, list[Laboratory], tuple[str, str]]:
+    """The laboratory without defences, one for each defence, and what names the pictures."""
     manifest, budget = artifact.manifest, BUDGETS[options.budget]
     crop = manifest.preprocess.crop if manifest.preprocess else (0, 0)
     size = (options.size, options.size) if options.size else crop
@@ -260,11 +260,11 @@ def _laboratories(
         for position in positions
     ]
     folders = Folders(options.images, options.auxiliary, options.attribute)
-    material, digest = read_material(folders, manifest, size, budget, options.seed)
+    material, *digests = read_material(folders, manifest, size, budget, options.seed)
     plain = Laboratory(artifact, targets, material, budget, options.seed)
     own = [manifest.defence(position) for position in positions]
     chain = open_chain(artifact, RuntimeOptions())
-    labs = []
+    labs: list[Laboratory] = []
     for text in options.defence:
         fitted = own
         if text != OWN:
@@ -273,8 +273,10 @@ def _laboratories(
                 fit_defence(wanted, artifact, position, material.whole, chain, options.seed)
                 for position in positions
             ]
-        labs.append(plain.behind(fitted))
-    return labs, digest
+        lab = plain.behind(fitted)
+        lab.leave_out(labs)
+        labs.append(lab)
+    return plain, labs, (digests[0], digests[1])
 
 
 def _limits(options: Options, names: Sequence[str]) -> tuple[str, ...]:
@@ -299,12 +301,12 @@ def _cuts(options: Options, manifest: Manifest) -> list[str]:
     return wanted
 
 
-def _facts(options: Options, artifact: Artifact, digest: str) -> dict[str, object]:
+def _facts(options: Options, artifact: Artifact, where: tuple[str, str, str]) -> dict[str, object]:
     """What decides the results of an attack, so that an interrupted audit goes on with its own."""
     return {
         "artifact": artifact.id.hex(),
-        "pictures": digest,
-        "auxiliary": str(options.auxiliary),
+        "pictures, auxiliary, device": where,
+        "threads": torch.get_num_threads(),
         "budget": options.budget,
         "codec": [options.codec, options.quality],
         "defence": options.defence,

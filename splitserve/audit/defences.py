@@ -2,14 +2,15 @@
 
 | asked | what is done to each tensor that crosses |
 |---|---|
-| `noise:M` | fresh Gaussian noise: no unbiased attacker has a mean squared error below M |
+| `noise:M` | fresh Gaussian noise: an unbiased attacker's mean squared error stays over M |
 | `noise:Xrms` | the same, X times as strong as the tensor's root mean square |
 | `step:X` | rounded to multiples of X standard deviations |
 | `step:Nbit` | rounded to N bits over the range that was seen |
 | `channels:S` | the share S of the channels travels, those that the answer needs most |
 | `withdrawn` | nothing may cross here |
 
-Amounts are fitted at the model's own size, as the device will run it.
+Amounts are fitted at the model's own size, as the device will run it. The floor of `noise:M` is
+that of dFIL on some pictures, at the upper end of its mean's interval.
 """
 
 import math
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from splitserve.artifact import Artifact, Defence, Noise, Rounding, Subset, Withdrawn
 from splitserve.audit.fisher import estimate_trace, flat_head, noise_for
 from splitserve.audit.subject import Floats, Subject
+from splitserve.calibrate.fit import channel_axis
 from splitserve.errors import UsageError
 from splitserve.runtime import Chain
 from splitserve.tensors import TensorSpec
@@ -31,9 +33,10 @@ NONE, OWN = "none", "own"
 PATTERN = re.compile(r"(noise|step|channels):(\d+(?:\.\d+)?(?:e-?\d+)?)(rms|bit)?")
 UNITS = {"noise": ("", "rms"), "step": ("", "bit"), "channels": ("",)}
 FIX = "one of none, noise:0.01, noise:0.5rms, step:0.5, step:4bit, channels:0.5, withdrawn"
-TRACED = 8
+TRACED, PROBES = 32, 16
 RANKED = 16
 MOST_BITS = 16
+LARGEST = 1e6
 
 Doubles = npt.NDArray[np.float64]
 
@@ -70,6 +73,8 @@ def parse_defence(text: str) -> Asked | None:
     if not match or unit not in UNITS[match[1]] or float(match[2]) <= 0:
         raise UsageError(f"no defence {text!r}; there is {FIX}")
     kind, amount = match[1], float(match[2])
+    if not amount <= LARGEST:
+        raise UsageError(f"{text}: more than {LARGEST:g}")
     if kind == "channels" and amount >= 1:
         raise UsageError(f"{text}: keeps every channel; a share lies between 0 and 1")
     if unit == "bit" and (amount != int(amount) or amount > MOST_BITS):
@@ -109,11 +114,16 @@ def fit_defence(
     subject = Subject(artifact, position)
     features = subject.collect(pictures)
     if asked.kind == "noise":
-        return _noise(asked, subject, features, pictures, seed)
+        noise = _noise(asked, subject, features, pictures, seed)
+        _refuse_vanishing(asked, specs, noise.deviations)
+        return noise
     if asked.kind == "step":
-        return Rounding(asked=asked.text, steps=tuple(_step(asked, one) for one in features))
-    is_last = artifact.manifest.preprocess is None or artifact.manifest.preprocess.layout == "NHWC"
-    axes = tuple(_channel_axis(spec, is_last=is_last) for spec in specs)
+        steps = tuple(_step(asked, one) for one in features)
+        _refuse_vanishing(asked, specs, steps)
+        return Rounding(asked=asked.text, steps=steps)
+    if subject.preprocess.layout != "NCHW":
+        raise UsageError(f"{asked.text}: which axis holds channels is known of NCHW models only")
+    axes = tuple(_channel_axis(spec) for spec in specs)
     costs = _costs(chain, position, specs, features, axes)
     return _subset(asked, features, axes, costs)
 
@@ -125,8 +135,8 @@ def _noise(
     factor = asked.amount
     if not asked.unit:
         head = flat_head(subject, subject.egress, strength)
-        trace = estimate_trace(head, pictures[:TRACED], probes=16, seed=seed)
-        factor = noise_for(trace.mean, asked.amount)
+        trace = estimate_trace(head, pictures[:TRACED], PROBES, seed)
+        factor = noise_for(trace.high, asked.amount)
     return Noise(asked=asked.text, deviations=tuple(factor * one for one in strength))
 
 
@@ -139,10 +149,20 @@ def _step(asked: Asked, features: Floats) -> float:
     return max(amount * spread, 1e-9)
 
 
-def _channel_axis(spec: TensorSpec, *, is_last: bool) -> int:
-    if len(spec.shape) < 2:
+def _refuse_vanishing(asked: Asked, specs: Sequence[TensorSpec], amounts: Sequence[float]) -> None:
+    """Refuse amounts that are nothing in the tensor's own type, or more than it holds."""
+    for spec, amount in zip(specs, amounts, strict=True):
+        if not 0 < float(np.asarray(amount, spec.dtype)) < np.inf:
+            raise UsageError(
+                f"{asked.text}: {amount:.3g} is no amount for {spec.dtype} {spec.name}"
+            )
+
+
+def _channel_axis(spec: TensorSpec) -> int:
+    axis = channel_axis(spec, channels_last=False)
+    if not axis:
         raise UsageError(f"{spec.name} has no channels to leave out")
-    return 1 if len(spec.shape) != 3 and not is_last else len(spec.shape) - 1
+    return axis
 
 
 def _costs(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from splitserve.artifact import Defence, Withdrawn
+from splitserve.artifact import Defence
 from splitserve.documents import read_document
 
 FILE_LIMIT_BYTES = 64 * 1024 * 1024
@@ -119,7 +119,7 @@ class Probe(_Part):
     shuffled: Bits
     """Of features with the attribute shuffled: the probe's own noise."""
     excess_bits: float
-    """Features less answers."""
+    """Features less answers, which count as nothing where the probe does worse than guessing."""
 
 
 class Estimates(_Part):
@@ -177,7 +177,7 @@ class CutAudit(_Part):
     @model_validator(mode="after")
     def _has_adapted(self) -> "CutAudit":
         """A defence is only reported with attackers who know it."""
-        if self.defence is None or isinstance(self.defence, Withdrawn):
+        if self.defence is None or not self.attempts:
             return self
         adapted = {one.attack for one in self.attempts if one.threat.adapts}
         naive = {one.attack for one in self.attempts if not one.threat.adapts}
@@ -190,6 +190,7 @@ class Baselines(_Part):
     """What a guess gives."""
 
     mean_picture_psnr: float
+    mean_picture_ssim: float
     chance_identified: float
 
 
@@ -224,7 +225,7 @@ class Audit(_Part):
     """ISO date after which this says nothing any more."""
     command: str
     timing: dict[str, float] = Field(default_factory=dict)
-    """Seconds; the one part that differs between two equal runs."""
+    """Seconds. This and `expires` are all that differs between two equal runs."""
 
 
 def read_audit(path: Path) -> Audit:

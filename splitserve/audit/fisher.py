@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.functional import jacobian, jvp
 
 from splitserve.audit.device import to_tensor
+from splitserve.audit.metrics import bootstrap_mean
 from splitserve.audit.subject import Floats, Subject
 
 Head = Callable[[Tensor], Tensor]
@@ -22,11 +23,20 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Trace of J'J over the number of pixels and channels, by picture, with its standard error."""
+    """Trace of J'J over the number of pixels and channels, by picture.
+
+    Args:
+        mean: over the pictures.
+        smallest: of them.
+        largest: of them.
+        high: upper end of the mean's 95 % bootstrap interval over the pictures.
+        error: standard error that the probes leave.
+    """
 
     mean: float
     smallest: float
     largest: float
+    high: float
     error: float
 
 
@@ -71,7 +81,8 @@ def estimate_trace(head: Head, pictures: Floats, probes: int, seed: int) -> Trac
     seen = torch.stack(rows)
     means = seen.mean(0)
     error = float((seen.var(0) / probes).sum().sqrt() / len(means))
-    return Trace(float(means.mean()), float(means.min()), float(means.max()), error)
+    high = bootstrap_mean(means.tolist(), seed).high
+    return Trace(float(means.mean()), float(means.min()), float(means.max()), high, error)
 
 
 def exact_trace(head: Head, picture: Tensor) -> float:

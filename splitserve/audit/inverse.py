@@ -199,12 +199,14 @@ class Recipe:
         seed: of the batches.
         cycle: weight of the cycle terms; 0 leaves them out.
         chain_share: share of the steps with chains; 0 learns the blocks alone.
+        is_single: whether only the chain from the deepest border is wanted.
     """
 
     steps: int = 360
     seed: int = 0
     cycle: float = CYCLE
     chain_share: float = 0.5
+    is_single: bool = False
 
 
 class Inverse(nn.Module):
@@ -265,7 +267,8 @@ def train_inverse(
     spread = [float(np.var(values)) + 1e-9 for values in true]
     for block, after, before in zip(inverse.units, pairs.received, true, strict=False):
         block.calibrate(after, before)
-    depths = range(min(1, len(inverse.borders) - 1), len(inverse.borders))
+    deepest = len(inverse.borders) - 1
+    depths = range(deepest if recipe.is_single else min(1, deepest), deepest + 1)
     size = batch_of(pairs.pictures.shape[2] * pairs.pictures.shape[3])
     losses = []
     inverse.train()

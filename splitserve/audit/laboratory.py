@@ -1,7 +1,7 @@
 """One audit's material: the head, the pictures, the cuts and how their features travel."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,10 +13,11 @@ from splitserve.artifact import Artifact, Defence, Withdrawn
 from splitserve.audit.budget import Budget
 from splitserve.audit.images import procedural
 from splitserve.audit.inverse import Border, Inverse, Pairs, find_borders
+from splitserve.audit.shadow import class_scores
 from splitserve.audit.subject import Floats, Subject, Transport
 from splitserve.audit.synthesis import Whole, find_norms
 from splitserve.audit.torch_graph import TorchGraph
-from splitserve.errors import UsageError
+from splitserve.errors import GraphError, UsageError
 
 PROBED = 8
 MADE_SEED = 1000  # far from those of weights and batches
@@ -81,11 +82,13 @@ class Lesson:
         losses: of each step.
         explained: share of the variance before each block that its inverse finds behind it, on the
             attacked pictures.
+        settings: that a repetition needs.
     """
 
     inverse: Inverse
     losses: Sequence[float]
     explained: Sequence[float]
+    settings: Mapping[str, float | int | str]
 
 
 class Laboratory:
@@ -131,13 +134,11 @@ class Laboratory:
     def behind(self, defences: Sequence[Defence | None]) -> "Laboratory":
         """The same laboratory with a defence at each cut; this one is what a naive attacker knows.
 
-        Cuts that are withdrawn are no targets. Without any defence it is this laboratory itself.
+        Cuts that are withdrawn are no targets.
 
         Args:
             defences: one a cut.
         """
-        if not any(defences):
-            return self
         other = copy.copy(self)
         other.targets = [
             replace(target, transport=replace(target.transport, defence=defence))
@@ -149,9 +150,13 @@ class Laboratory:
             for target, defence in zip(self.targets, defences, strict=True)
             if isinstance(defence, Withdrawn)
         ]
-        other.lessons = {}
-        other.plain = self if any(t.transport.defence for t in other.targets) else None
+        other.lessons, other.plain = {}, self
         return other
+
+    def leave_out(self, others: Sequence["Laboratory"]) -> None:
+        """Drop the cuts that others attack behind a defence of the same name."""
+        known = {(target.asked, target.name) for lab in others for target in lab.targets}
+        self.targets = [one for one in self.targets if (one.asked, one.name) not in known]
 
     @property
     def attacked(self) -> Floats:
@@ -195,15 +200,21 @@ class Laboratory:
             onnx.load_model_from_string(self.artifact.read_file(stored))
             for stored in manifest.segments
         ]
-        norms = find_norms(parts)
-        if not norms or tuple(self.subject.size) != tuple(preprocess.crop):
+        norms, output = find_norms(parts), manifest.outputs[0]
+        is_whole = tuple(self.subject.size) == tuple(preprocess.crop)
+        if not norms or not is_whole or len(output.shape) != 2:
             return None
-        graph, head = TorchGraph(parts), self.subject
+        try:
+            graph, head = TorchGraph(parts), self.subject
+        except GraphError:
+            return None  # the tail has what torch does not run here; the audit needs the head only
 
         def see(pictures: Tensor, names: Sequence[str]) -> Sequence[Tensor]:
-            return list(graph({head.input_name: head.model_input(pictures)}, names))
+            found = graph({head.input_name: head.model_input(pictures)}, names)
+            pairs = zip(names, found, strict=True)
+            return [class_scores(one) if name == output.name else one for name, one in pairs]
 
-        return Whole(see, manifest.outputs[0].name, norms)
+        return Whole(see, output.name, norms)
 
     def depth_of(self, target: Target) -> int | None:
         """Number of the border at a cut, None where several tensors cross."""
@@ -211,15 +222,21 @@ class Laboratory:
         is_one = len(target.egress) == 1 and target.egress[0] in names
         return names.index(target.egress[0]) if is_one else None
 
-    def pairs(self, pictures: Floats) -> Pairs:
-        """What an inverse learns from: features as the head gives and as the receiver gets them."""
-        names = [border.name for border in self.borders]
-        before = self.subject.collect(pictures, names)
+    def pairs(self, pictures: Floats, target: Target | None = None) -> Pairs:
+        """What an inverse learns from: features as the head gives and as the receiver gets them.
+
+        Args:
+            pictures: (n, 3, height, width).
+            target: the one cut that is received, and the last border; None for every cut.
+        """
+        last = self.depth_of(target) if target else None
+        borders = self.borders if last is None else self.borders[: last + 1]
+        before = self.subject.collect(pictures, [border.name for border in borders])
         received = list(before)
-        for target in self.targets:
-            depth = self.depth_of(target)
+        for one in [target] if target else self.targets:
+            depth = self.depth_of(one)
             if depth is not None:
-                received[depth] = target.transport.carry([before[depth]])[0]
+                received[depth] = one.transport.carry([before[depth]])[0]
         return Pairs(pictures, before, received)
 
     def received(self, target: Target, pictures: Floats) -> list[Floats]:

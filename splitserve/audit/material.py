@@ -11,6 +11,7 @@ import numpy as np
 from splitserve.artifact import Manifest, Preprocess
 from splitserve.audit.budget import Budget
 from splitserve.audit.laboratory import Attribute, Material
+from splitserve.audit.probe import check_attribute
 from splitserve.audit.subject import Floats
 from splitserve.errors import UsageError
 from splitserve.picture import decode_picture, list_pictures, read_labels
@@ -36,14 +37,16 @@ class Folders:
 
 def read_material(
     folders: Folders, manifest: Manifest, size: tuple[int, int], budget: Budget, seed: int
-) -> tuple[Material, str]:
+) -> tuple[Material, str, str]:
     """Read an audit's pictures, in a drawn order.
 
     Returns:
-        The pictures, and the sha256 of the attacked ones' files in this order.
+        The pictures; the sha256 of the digests of the attacked ones' files, in this order; and that
+        of the auxiliary ones' with their labels.
 
     Raises:
-        UsageError: no pictures, or a model that takes none.
+        UsageError: no pictures, a model that takes none, pictures that are attacked and auxiliary
+            at once, or an attribute that hardly varies.
         PictureError: a damaged one.
     """
     preprocess = manifest.preprocess
@@ -51,22 +54,37 @@ def read_material(
         raise UsageError("the audit attacks models that take pictures")
     paths = draw_pictures(folders.images, budget.pictures + budget.tuned, seed)
     whole = read_pictures(paths[: budget.pictures], preprocess, preprocess.crop)
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
+    digests = _digests(paths)
     others: list[Path] = []
     labels: list[int] = []
     if folders.auxiliary is not None:
         others = draw_pictures(folders.auxiliary, budget.made, seed)
         labels = _labels(folders.auxiliary, others)
+        same = set(digests) & set(_digests(others))
+        if same:
+            raise UsageError(
+                f"{len(same)} pictures of {folders.auxiliary} are attacked too; an attacker who"
+                " has them needs no attack: name a folder of others"
+            )
+    attribute = read_declared(folders.attribute, paths) if folders.attribute else None
+    if attribute:
+        check_attribute(attribute.values[: len(whole)], attribute.name)
     material = Material(
         pictures=read_pictures(paths, preprocess, size),
         auxiliary=read_pictures(others, preprocess, size),
         whole=whole,
         labels=labels,
-        attribute=read_declared(folders.attribute, paths) if folders.attribute else None,
+        attribute=attribute,
     )
-    return material, digest.hexdigest()
+    return material, _summary(digests), _summary([*_digests(others), *map(str, labels)])
+
+
+def _digests(paths: Sequence[Path]) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def _summary(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def draw_pictures(folder: Path, limit: int, seed: int) -> list[Path]:

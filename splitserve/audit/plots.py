@@ -33,10 +33,10 @@ PLACES: tuple[tuple[str, Callable[[CutAudit], float]], ...] = (
 def draw_curves(audit: Audit) -> Figure:
     """PSNR, SSIM and identification against depth, work and bytes, one line an attack.
 
-    Of several defences the first one's cuts are shown.
+    Of a cut behind several defences the first is shown.
     """
-    first = audit.cuts[0].asked
-    cuts = [cut for cut in audit.cuts if cut.asked == first and cut.attempts]
+    first = {cut.cut: cut for cut in reversed(audit.cuts)}
+    cuts = [cut for cut in audit.cuts if first[cut.cut] is cut and cut.attempts]
     figure = Figure(figsize=(10.5, 8), layout="constrained")
     panels = figure.subplots(len(METRICS), len(PLACES), squeeze=False)
     names = list(dict.fromkeys(one.attack for cut in cuts for one in cut.attempts))

@@ -96,7 +96,7 @@ def judge(
     if not attempts:
         return 2, ("no attack was run on this cut",)
     for level, rule in ((5, policy.exposed), (4, policy.high), (3, policy.moderate)):
-        reasons = [reason for one in attempts for reason in _reached(one, rule)]
+        reasons = [reason for one in attempts for reason in _reached(one, rule, baselines)]
         if reasons:
             return level, tuple(reasons)
     above = [
@@ -117,14 +117,16 @@ def judge(
     return 1, ("no attack reached a threshold, and the same attacks worked at the control",)
 
 
-def _reached(attempt: Attempt, rule: Rule) -> list[str]:
+def _reached(attempt: Attempt, rule: Rule, guess: Baselines) -> list[str]:
+    """Thresholds that are reached; PSNR and SSIM count only where they say more than a guess."""
+    shown, ssim, psnr = attempt.identified, attempt.ssim, attempt.psnr
     figures = (
-        ("identified", attempt.identified.high, rule.identified, "{:.1%} identified"),
-        ("ssim", attempt.ssim.high, rule.ssim, "SSIM {:.2f}"),
-        ("psnr", attempt.psnr.high, rule.psnr, "PSNR {:.1f} dB"),
+        (shown.high, rule.identified, "{:.1%} identified", True),
+        (ssim.high, rule.ssim, "SSIM {:.2f}", ssim.low > guess.mean_picture_ssim),
+        (psnr.high, rule.psnr, "PSNR {:.1f} dB", psnr.low > guess.mean_picture_psnr),
     )
     return [
         f"{attempt.attack}: {text.format(high)} at the upper end, from {text.format(limit)} on"
-        for _, high, limit, text in figures
-        if limit is not None and high >= limit
+        for high, limit, text, counts in figures
+        if counts and limit is not None and high >= limit
     ]

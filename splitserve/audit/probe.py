@@ -42,13 +42,8 @@ def read_attribute(
     Raises:
         UsageError: fewer than two values, or one that too few pictures have.
     """
+    check_attribute(attribute, name)
     values, codes, counts = np.unique(np.array(attribute), return_inverse=True, return_counts=True)
-    if len(values) < 2 or counts.min() < FOLDS:
-        rare = values[counts.argmin()]
-        raise UsageError(
-            f"attribute {name}: {len(values)} values, {rare} on {counts.min()} of {len(codes)}"
-            f" pictures; a probe needs two values on at least {FOLDS} pictures each"
-        )
     shares = counts / counts.sum()
     shuffled = np.random.default_rng(seed).permutation(codes)
     features = _bits(sources["features"], codes, seed)
@@ -62,8 +57,23 @@ def read_attribute(
         answers=answers,
         pixels=_bits(sources["pixels"], codes, seed),
         shuffled=_bits(sources["features"], shuffled, seed),
-        excess_bits=features.bits - answers.bits,
+        excess_bits=features.bits - max(0.0, answers.bits),
     )
+
+
+def check_attribute(attribute: Sequence[str], name: str) -> None:
+    """Refuse an attribute that says nothing.
+
+    Raises:
+        UsageError: fewer than two values, or one that too few pictures have.
+    """
+    values, counts = np.unique(np.array(attribute), return_counts=True)
+    if len(values) < 2 or counts.min() < FOLDS:
+        rare = values[counts.argmin()]
+        raise UsageError(
+            f"attribute {name}: {len(values)} values, {rare} on {counts.min()} of {len(attribute)}"
+            f" pictures; a probe needs two values on at least {FOLDS} pictures each"
+        )
 
 
 def _bits(rows: Doubles, codes: npt.NDArray[np.intp], seed: int) -> Bits:

@@ -9,19 +9,19 @@ import numpy.typing as npt
 
 from splitserve.artifact import Noise, Withdrawn
 from splitserve.audit.answers import Answers
-from splitserve.audit.attacks import ATTACKS, Loot
+from splitserve.audit.attacks import ATTACKS, CONTROL, Loot
 from splitserve.audit.document import Attempt, Baselines, Bound, CutAudit, Estimates
 from splitserve.audit.fisher import Trace, error_floor, estimate_trace, flat_head
 from splitserve.audit.laboratory import Laboratory, Target
-from splitserve.audit.metrics import distance_correlation, distances, permutation_p, psnr
+from splitserve.audit.metrics import distance_correlation, distances, permutation_p, psnr, ssim
 from splitserve.audit.policy import Beside, Policy, judge
 from splitserve.audit.score import figure, score, share
 from splitserve.audit.subject import Floats
 
 CONTROL_IDENTIFIED = 0.9
-TRACED = 8
+TRACED = 16
 NO_BOUND = "no bound: the cut is deterministic, no fresh noise is added"
-NOISE_BOUND = "fresh Gaussian noise on every request"
+NOISE_BOUND = "fresh Gaussian noise on every request; information estimated on {} pictures"
 
 Tick = Callable[[str], None]
 
@@ -65,8 +65,10 @@ class Judge:
     def __init__(self, base: Laboratory, policy: Policy) -> None:
         self._base, self._policy = base, policy
         self._answers = Answers(base)
+        guess, true = _wide(base.mean_picture()), _wide(base.attacked)
         self.baselines = Baselines(
-            mean_picture_psnr=float(psnr(_wide(base.mean_picture()), _wide(base.attacked)).mean()),
+            mean_picture_psnr=float(psnr(guess, true).mean()),
+            mean_picture_ssim=float(ssim(guess, true).mean()),
             chance_identified=1 / len(base.attacked),
         )
 
@@ -112,7 +114,7 @@ class Judge:
             return None
         first = self._base.borders[0].name
         works = any(
-            one.identified.value >= CONTROL_IDENTIFIED for one in attempts.get(("none", first), ())
+            one.identified.value >= CONTROL_IDENTIFIED for one in attempts.get((CONTROL, first), ())
         )
         return first if works else None
 
@@ -180,7 +182,7 @@ def _convolutions(lab: Laboratory, target: Target) -> int:
 
 def _trace(lab: Laboratory, target: Target, units: Sequence[float] | None) -> Trace:
     head = flat_head(lab.subject, target.egress, units)
-    return estimate_trace(head, lab.attacked[:TRACED], lab.budget.probes, lab.seed)
+    return estimate_trace(head, lab.attacked[-TRACED:], lab.budget.probes, lab.seed)
 
 
 def _bound(lab: Laboratory, target: Target) -> Bound:
@@ -195,7 +197,7 @@ def _bound(lab: Laboratory, target: Target) -> Bound:
         least_error=error_floor(dfil.mean, seen),
         least_error_worst=error_floor(dfil.largest, seen),
         least_error_prior=error_floor(dfil.mean, seen, variance),
-        reason=NOISE_BOUND,
+        reason=NOISE_BOUND.format(min(TRACED, len(lab.attacked))),
     )
 
 

@@ -29,7 +29,7 @@ from splitserve.artifact import Artifact
 from splitserve.audit.device import to_tensor
 from splitserve.audit.subject import Floats, Subject
 from splitserve.audit.torch_graph import MIXING, TorchGraph
-from splitserve.errors import UsageError
+from splitserve.errors import GraphError, UsageError
 
 CLIP_NORM = 1.0
 FAINT = 0.3  # of the usual first weights
@@ -76,12 +76,14 @@ class Tail:
     def scores(self, features: Sequence[Tensor]) -> Tensor:
         """Logarithms of the classes' chances, (n, classes), up to a constant of each picture."""
         known = dict(zip(self.names, features, strict=True))
-        found = self.graph(known, [self.output])[0].flatten(1)
-        with torch.no_grad():
-            sums = found.sum(1)
-            are_chances = bool(found.min() >= 0) and bool((sums - 1).abs().max() < PROBABLE)
-        scores: Tensor = found.clamp_min(1e-12).log() if are_chances else found
-        return scores
+        return class_scores(self.graph(known, [self.output])[0].flatten(1))
+
+
+def class_scores(found: Tensor) -> Tensor:
+    """A classifier's output, (n, classes), as scores: chances become their logarithms."""
+    with torch.no_grad():
+        are_chances = bool(found.min() >= 0) and bool((found.sum(1) - 1).abs().max() < PROBABLE)
+    return found.clamp_min(1e-12).log() if are_chances else found
 
 
 def tail_of(artifact: Artifact, position: int) -> Tail:
@@ -120,6 +122,9 @@ class FreshGraph(TorchGraph):
         nn.Module.__init__(self)
         self.__dict__.update(copy.deepcopy(known.__dict__))
         self.learned: list[Tensor] = []
+        kept = weights_kept(known)
+        if kept:
+            raise GraphError(f"no fresh weights for {', '.join(kept)}: the shadow would keep them")
         generator = torch.Generator("cpu").manual_seed(seed)
         seen: set[str] = set()
         for index, node in enumerate(self._nodes):
@@ -143,6 +148,36 @@ class FreshGraph(TorchGraph):
             values.fill_(1.0 if role in ("factor", "variance") else 0.0)
         if role not in ("mean", "variance"):
             self.learned.append(values.requires_grad_())
+
+
+def weights_kept(graph: TorchGraph) -> list[str]:
+    """Floating-point tensors that no role draws anew, for a shadow would keep the head's own.
+
+    Sizes and limits of an operator are no weights: single numbers, and what Resize and Pad take.
+    """
+    drawn = {
+        name
+        for node in graph.nodes
+        for place, name in enumerate(node.input)
+        if _role(node, place) or node.op_type in ("Resize", "Upsample", "Pad")
+    }
+    stored = [
+        name
+        for name, values in graph.stored()
+        if values.is_floating_point() and values.numel() > 1 and name not in drawn
+    ]
+    constants = [
+        node.output[0]
+        for node in graph.nodes
+        if node.op_type == "Constant"
+        and any(
+            attribute.type == onnx.AttributeProto.TENSOR
+            and attribute.t.data_type == onnx.TensorProto.FLOAT
+            and math.prod(attribute.t.dims) > 1
+            for attribute in node.attribute
+        )
+    ]
+    return [*stored, *constants]
 
 
 def _role(node: onnx.NodeProto, place: int) -> str:

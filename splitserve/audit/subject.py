@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from splitserve.artifact import INPUT, OUTPUT, Artifact, Defence, Preprocess, Subset
+from splitserve.artifact import INPUT, OUTPUT, Artifact, Defence, Noise, Preprocess, Subset
 from splitserve.audit.device import to_array, to_tensor
 from splitserve.audit.torch_graph import TorchGraph
 from splitserve.codec import Codec, Codecs, StepAnsCodec
@@ -51,12 +51,9 @@ class Transport:
         """Send a batch, picture by picture as the agent does; deterministic for equal input."""
         salt = zlib.crc32(np.ascontiguousarray(tensors[0]).tobytes())
         generator = np.random.default_rng([self.seed, salt])
-        seen = [
-            self._encode(defend(self.defence, tensors, generator)) for _ in range(self.observations)
-        ]
-        if self.observations == 1:
-            return seen[0]
-        return [np.mean(column, axis=0, dtype=np.float32) for column in zip(*seen, strict=True)]
+        turns = self.observations if isinstance(self.defence, Noise) else 1
+        seen = [self._encode(defend(self.defence, tensors, generator)) for _ in range(turns)]
+        return seen[0] if turns == 1 else [_mean(column) for column in zip(*seen, strict=True)]
 
     def _encode(self, tensors: Sequence[Floats]) -> list[Floats]:
         if self.codec is None:
@@ -84,6 +81,14 @@ class Transport:
             for i in range(len(tensor))
         ]
         return float(sum(sizes)) / len(some[0])
+
+
+def _mean(column: Sequence[Floats]) -> Floats:
+    """What many views of one tensor say; integers are the same in all of them."""
+    first = column[0]
+    if not np.issubdtype(first.dtype, np.floating):
+        return first
+    return np.asarray(np.mean(column, axis=0, dtype=np.float64), first.dtype)
 
 
 def transport_of(
@@ -159,9 +164,14 @@ class Subject:
         """Tensors of the head from earlier ones; differentiable."""
         return list(self.graph(known, wanted))
 
-    def behind(self, defence: Defence | None) -> "Subject":
-        """The head as an attacker models it who knows the defence; noise and steps average out."""
-        return self if not isinstance(defence, Subset) else _Masked(self, defence)
+    def behind(self, defence: Defence | None, names: Sequence[str]) -> "Subject":
+        """The head as an attacker models it who knows the defence; noise and steps average out.
+
+        Args:
+            defence: of a cut.
+            names: of the tensors that cross it.
+        """
+        return self if not isinstance(defence, Subset) else _Masked(self, defence, names)
 
     @torch.no_grad()
     def collect(self, pictures: Floats, wanted: Sequence[str] | None = None) -> list[Floats]:
@@ -179,20 +189,20 @@ class _Masked(Subject):
     Args:
         whole: the head.
         defence: says which.
+        names: of the tensors that cross.
     """
 
-    def __init__(self, whole: Subject, defence: Subset) -> None:
+    def __init__(self, whole: Subject, defence: Subset, names: Sequence[str]) -> None:
         self.__dict__.update(whole.__dict__)
-        self._defence = defence
+        parts = zip(names, defence.axes, defence.constants, strict=True)
+        self._masks = {name: (axis, constants) for name, axis, constants in parts}
 
     def features(self, pictures: Tensor, wanted: Sequence[str] | None = None) -> list[Tensor]:
         """Tensors by name; those that travel with constants in the place of what does not."""
         names = list(wanted or self.egress)
         found = super().features(pictures, names)
-        parts = zip(self.egress, self._defence.axes, self._defence.constants, strict=True)
-        masks = {name: (axis, constants) for name, axis, constants in parts}
         return [
-            _masked(tensor, *masks[name]) if name in masks else tensor
+            _masked(tensor, *self._masks[name]) if name in self._masks else tensor
             for name, tensor in zip(names, found, strict=True)
         ]
 

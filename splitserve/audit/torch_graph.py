@@ -108,6 +108,15 @@ class TorchGraph(nn.Module):
         """Every tensor that a node makes, in order."""
         return [name for node in self._nodes for name in node.output if name]
 
+    @property
+    def nodes(self) -> Sequence[onnx.NodeProto]:
+        """In the order in which they run."""
+        return self._nodes
+
+    def stored(self) -> list[tuple[str, Tensor]]:
+        """Tensors that come with the graph, by their names in it."""
+        return [(name, self.get_buffer(place)) for name, place in self._buffer_of.items()]
+
     def convolutions_before(self, wanted: str) -> int:
         """Convolutions and matrix products that a tensor depends on."""
         indices = self._needed(set(), [wanted])

@@ -57,7 +57,7 @@ class WorkFolder:
 
     def clear(self) -> None:
         """Delete what was kept: it holds pictures."""
-        for path in self._folder.glob("*.npz"):
+        for path in [*self._folder.glob("*.npz"), *self._folder.glob("*.part")]:
             path.unlink()
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()

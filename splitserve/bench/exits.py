@@ -21,6 +21,7 @@ from splitserve.bench.codec import refuse_known
 from splitserve.bench.rates import top1_change
 from splitserve.calibrate import Inputs, best_class, frame_bytes, model_input, read_inputs
 from splitserve.codec import Codec, Codecs, build_codec
+from splitserve.defence import defend
 from splitserve.errors import UsageError
 from splitserve.exits import (
     AGREEMENT,
@@ -198,7 +199,7 @@ def _carry(
 ) -> tuple[Tensors, int]:
     """Encode and decode one picture's features; return them with the bytes of the frame."""
     specs = artifact.manifest.egress(position)
-    values = [tensors[spec.name] for spec in specs]
+    values = defend(artifact.manifest.defence(position), [tensors[spec.name] for spec in specs])
     payloads = [codec.encode(value, index) for index, value in enumerate(values)]
     decoded = {
         spec.name: codec.decode(memoryview(payload), value.shape, spec.dtype, index)

@@ -215,7 +215,7 @@ def _optimised(case: Case, head: Subject, pictures: Floats) -> tuple[Floats, Row
     tuned = sweep(
         head,
         tuning,
-        Prey(true.egress, true.collect(tuning)),
+        Prey(true.egress, head.collect(tuning)),  # who cannot ask the head tunes on his own
         lambda seen, picture: float(score(seen, picture).psnr.mean()),
         steps // TUNED_SHARE,
         case.tick,

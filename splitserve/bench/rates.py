@@ -31,6 +31,7 @@ from splitserve.codec import (
     coarse_part,
     read_tables,
 )
+from splitserve.defence import defend
 from splitserve.picture import Pixels
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.tensors import Array, Tensors
@@ -132,7 +133,8 @@ class Meter:
                     decoded = self._input(decoded_pixels[0])
                 else:
                     specs = self._artifact.manifest.egress(position)
-                    values = [tensors[spec.name] for spec in specs]
+                    defence = self._artifact.manifest.defence(position)
+                    values = defend(defence, [tensors[spec.name] for spec in specs])
                     kinds = [spec.dtype for spec in specs]
                     given = self._carry(setting, values, kinds, position)
                     decoded = {spec.name: v for spec, v in zip(specs, given, strict=True)}

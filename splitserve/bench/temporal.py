@@ -17,6 +17,7 @@ from splitserve.artifact import Preprocess, load_artifact
 from splitserve.bench.samples import sample_folder
 from splitserve.calibrate import frame_bytes, model_input
 from splitserve.codec import Codecs, References, StepAnsCodec, Symbols
+from splitserve.defence import defend
 from splitserve.errors import UsageError
 from splitserve.output import print_document
 from splitserve.picture import Pixels, cut_views, list_pictures
@@ -108,7 +109,8 @@ def run(options: Options) -> int:
             tensors, last = model_input(pixels, manifest), 0
             for name, (position, codec) in encoders.items():
                 tensors, last = chain.run(tensors, last, position), position
-                values = [tensors[spec.name] for spec in manifest.egress(position)]
+                plain = [tensors[spec.name] for spec in manifest.egress(position)]
+                values = defend(manifest.defence(position), plain)
                 if not isinstance(codec, StepAnsCodec):
                     raise TypeError(codec.name)
                 meters[motion.name, name].add(*streams[name].send(codec, values))

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,6 +20,7 @@ from splitserve.output import print_document
 from splitserve.settings import Names, Settings
 
 EXIT_MISSED = 3
+FILE = "gates.json"
 MEASUREMENTS = {
     "instruments": (instruments.measure, "A1 to A3"),
     "data-free": (inversion.data_free, "D1 to D4, D6"),
@@ -37,7 +39,8 @@ class Options(Settings):
     """Measure the gates of docs/audit.md on the CIFAR-10 ResNet-20.
 
     Exit status 3 says that a gate was missed. The gates on the network of He, Zhang and Lee are
-    those of `splitserve bench published`.
+    those of `splitserve bench published`. Figures are kept, so that one measurement can be
+    repeated alone.
     """
 
     model_config = SettingsConfigDict(
@@ -72,38 +75,51 @@ def run(options: Options) -> int:
     torch.set_num_threads(options.threads)
     test = read_pictures(options.test)[0][: options.pictures + TUNED]
     train, labels = read_pictures(options.train)
-    console = Console(stderr=True)
+    console, document = Console(stderr=True), _read(options)
     with console.status("exporting and cutting ResNet-20"):
         artifact = prepare(options.weights, options.build)
     bench = Bench(artifact, Pictures(test, train, labels.tolist()), options.build, options.seed)
-    gates: list[Gate] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         whole = progress.add_task("measurements", total=len(options.only))
         for name in options.only:
             measure, numbers = MEASUREMENTS[name]
             bar = progress.add_task(f"{name} ({numbers}), steps", total=None)
-            gates += measure(bench, partial(progress.advance, bar))
-            document = _keep(options, gates)
+            found = measure(bench, partial(progress.advance, bar))
+            document = _keep(options, name, found)
             progress.remove_task(bar)
             progress.advance(whole)
     if options.as_json:
         print_document(document)
     else:
-        missed = sum(not gate.is_met for gate in gates)
-        Console().print(as_table(gates, f"{len(gates) - missed} of {len(gates)} gates met"))
-    return 0 if all(gate.is_met for gate in gates) else EXIT_MISSED
+        rows = document["gates"]
+        met = sum(row["is_met"] for row in rows)
+        Console().print(as_table(rows, f"{met} of {len(rows)} gates met"))
+    return 0 if all(row["is_met"] for row in document["gates"]) else EXIT_MISSED
 
 
-def _keep(options: Options, gates: list[Gate]) -> dict[str, object]:
-    """Write what is known so far: the whole takes half an hour."""
-    gates.sort(key=lambda gate: gate.number)
-    document = {
+def _read(options: Options) -> dict[str, Any]:
+    """What earlier runs with the same settings measured: the whole takes more than half an hour."""
+    document: dict[str, Any] = {
         "seed": options.seed,
         "pictures": options.pictures,
         "threads": options.threads,
         "torch": torch.__version__,
-        "gates": [gate.as_row() for gate in gates],
+        "gates": [],
     }
-    (options.build / "gates.json").write_text(json.dumps(document, indent=1) + "\n")
+    path = options.build / FILE
+    if not path.is_file():
+        return document
+    known: dict[str, Any] = json.loads(path.read_text())
+    is_same = all(known.get(key) == value for key, value in document.items() if key != "gates")
+    return known if is_same else document
+
+
+def _keep(options: Options, name: str, gates: list[Gate]) -> dict[str, Any]:
+    """Put a measurement's gates in the place of its earlier ones, and write the file."""
+    document = _read(options)
+    others = [row for row in document["gates"] if row["measurement"] != name]
+    rows = [*others, *({"measurement": name, **gate.as_row()} for gate in gates)]
+    document["gates"] = sorted(rows, key=lambda row: str(row["number"]))
+    (options.build / FILE).write_text(json.dumps(document, indent=1) + "\n")
     return document

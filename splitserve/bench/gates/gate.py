@@ -1,6 +1,8 @@
 """One gate: a figure, what it has to reach, and whether it did."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -38,13 +40,13 @@ class Gate:
         return {**asdict(self), **figures, "is_met": self.is_met}
 
 
-def as_table(gates: list[Gate], title: str) -> Table:
-    """For people."""
+def as_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Rows of `as_row` for people."""
     table = Table(title=title, box=SIMPLE_HEAD)
     for name in ("gate", "what", "figure", "needs", "met"):
         table.add_column(name, no_wrap=name != "what")
-    for gate in gates:
-        needs = f"{'>=' if gate.is_least else '<='} {gate.limit:.4g}"
-        met = "[green]yes[/]" if gate.is_met else "[red]no[/]"
-        table.add_row(gate.number, gate.what, gate.figure, needs, met)
+    for row in rows:
+        needs = f"{'>=' if row['is_least'] else '<='} {row['limit']:.4g}"
+        met = "[green]yes[/]" if row["is_met"] else "[red]no[/]"
+        table.add_row(row["number"], row["what"], row["figure"], needs, met)
     return table

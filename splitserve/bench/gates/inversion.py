@@ -4,8 +4,6 @@ import resource
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from splitserve.audit.attacks import ATTACKS, Loot
 from splitserve.audit.attacks import data_free as data_free_attack
 from splitserve.audit.budget import Budget
@@ -170,8 +168,8 @@ def generality(bench: Bench, tick: Tick) -> list[Gate]:
         bench.seed,
     )
     loot = data_free_attack(lab, tick)
-    inverted = {one.cut for one in loot if np.isfinite(one.pictures).all()}
-    count, known = len(inverted & {target.name for target in lab.targets}), len(lab.targets)
+    names = {target.name for target in lab.targets}
+    count, known = len(names & {one.cut for one in loot}), len(names)
     closed = loot[0].settings["blocks not inverted"]
     what = f"cuts of EfficientNet-Lite0 attacked at 64 px, 60 steps; not inverted: {closed}"
     return [Gate("D7", what, f"{count} of {known}", count, known)]

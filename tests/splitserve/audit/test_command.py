@@ -77,11 +77,12 @@ def test_it_leaves_a_document_and_a_page_and_nothing_else(audited: Path):
     assert audit.command in text.replace("&lt;", "<")
 
 
-def test_the_page_shows_no_figure_that_the_document_lacks(audited: Path):
+def test_the_page_shows_nothing_that_the_document_lacks(audited: Path):
     audit = read_audit(audited / "audit.json")
     page = (audited / "audit.html").read_text(encoding="utf-8")
     assert not strangers(page, audit)
-    assert strangers(page.replace("<h2>Verdict", "<h2>77.12345 Verdict"), audit) == ["77.12345"]
+    forged = page.replace("<h2>Verdict</h2>", "<h2>Verdict</h2>\n<p>All is well.</p>")
+    assert strangers(forged, audit) == ["<p>All is well.</p>"]
 
 
 def test_the_same_seed_gives_the_same_document(
@@ -172,6 +173,8 @@ def test_work_that_was_cut_short_is_done_again(tmp_path: Path):
         (("--device", "nonsense"), "--device nonsense"),
         (("--defence", "blur"), "no defence 'blur'; there is"),
         (("--defence", "none", "--write"), "first splitserve defend"),
+        (("--defence", "noise:1e999"), "more than"),
+        (("--defence", "noise:9999999"), "more than"),
         (("--attack", "shadow"), "labels.csv in the folder of --auxiliary"),
     ],
 )
@@ -181,6 +184,14 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:  # fmt: skip
     assert main(words(calibrated_artifact, photographs, tmp_path, *more)) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_pictures_that_are_attacked_are_no_auxiliary_ones(
+    calibrated_artifact: Path, photographs: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    base = words(calibrated_artifact, photographs, tmp_path, "--auxiliary", str(photographs))
+    assert main(base) == 2
+    assert "are attacked too" in capsys.readouterr().err
 
 
 def test_a_document_of_another_kind_is_refused(tmp_path: Path):

@@ -14,6 +14,9 @@ from edge_agent.head import Head
 from splitserve.artifact import Artifact, Noise, Subset, Withdrawn, load_artifact
 from splitserve.audit.defences import parse_defence
 from splitserve.audit.images import procedural
+from splitserve.calibrate import read_inputs
+from splitserve.calibrate.inputs import model_input
+from splitserve.calibrate.whole import _Answers
 from splitserve.cli import main
 from splitserve.codec import RawCodec
 from splitserve.errors import ContractError, UsageError
@@ -104,18 +107,21 @@ def test_nothing_crosses_a_withdrawn_cut_on_either_side(
 def test_profiles_and_calibration_measure_behind_the_defence(
     calibrated_artifact: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    more = ("--defence", "noise:50rms", "--images", str(photographs))
+    more = ("--defence", "noise:4rms", "--images", str(photographs))
     artifact = defended(calibrated_artifact, tmp_path / "a", *more)
     carrier = next(one for one in list_carriers(artifact, (), ()) if one.position == 1)
     zeros = [np.zeros(spec.concrete(), np.float32) for spec in artifact.manifest.egress(1)]
     (found,) = carrier.decode(carrier.encode(zeros), zeros)
     assert found.std() > 0
-    words = ["calibrate", str(artifact.root), "--images", str(photographs), "--floors", "20"]
-    assert main(words) in (0, 3)
-    calibration = load_artifact(artifact.root).manifest.cuts[0].calibration
-    assert calibration
-    for rate in calibration.rates:
-        assert rate.agreement.value < 100, "no noise reached the features"
+    inputs = read_inputs(photographs, artifact.manifest, 20, 0)
+    chain = open_chain(artifact, RuntimeOptions())
+    met = _Answers(artifact, chain, inputs, 0).material(1, 0).fit[0]
+    pixels = model_input(inputs.pixels[0], artifact.manifest)
+    name = artifact.manifest.cuts[0].egress[0].name
+    apart = met[name] - chain.run(pixels, 0, 1)[name]
+    assert isinstance(artifact.manifest.cuts[0].defence, Noise)
+    deviation = artifact.manifest.cuts[0].defence.deviations[0]
+    assert apart.std() == pytest.approx(deviation, rel=0.1)
 
 
 @pytest.mark.parametrize(

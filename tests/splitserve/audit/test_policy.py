@@ -10,7 +10,7 @@ from splitserve.audit.policy import LEVELS, Beside, Policy, judge, read_policy
 from splitserve.audit.score import figure, score, share
 from splitserve.errors import UsageError
 
-GUESS = Baselines(mean_picture_psnr=12.6, chance_identified=0.005)
+GUESS = Baselines(mean_picture_psnr=12.6, mean_picture_ssim=0.04, chance_identified=0.005)
 THREAT = Threat(knowledge="weights", data="none")
 
 
@@ -44,6 +44,13 @@ def test_the_level_follows_the_thresholds(one: Attempt, level: int):
     assert found == level
     assert reasons
     assert LEVELS[found]
+
+
+def test_a_picture_no_better_than_a_guess_shows_nothing():
+    """Smooth pictures have an SSIM of 0.3 with their mean."""
+    smooth = GUESS.model_copy(update={"mean_picture_ssim": 0.32})
+    assert judge([attempt(ssim=0.31)], smooth, Policy(), Beside(has_control=True))[0] == 1
+    assert judge([attempt(ssim=0.33)], smooth, Policy(), Beside(has_control=True))[0] == 4
 
 
 def test_the_strongest_attack_counts():

@@ -20,10 +20,11 @@ from splitserve.audit.shadow import (
     _role,
     tail_of,
     train_shadow,
+    weights_kept,
 )
 from splitserve.audit.subject import Subject
 from splitserve.audit.torch_graph import TorchGraph
-from splitserve.errors import UsageError
+from splitserve.errors import GraphError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,18 @@ def test_roles_follow_the_operator():
     assert _role(helper.make_node("Gemm", ["x", "w", "b"], ["y"]), 2) == "offset"
     assert _role(helper.make_node("Mul", ["x", "w"], ["y"]), 1) == "factor"
     assert _role(helper.make_node("Pad", ["x", "w"], ["y"]), 1) == ""
+
+
+def test_a_graph_whose_weights_a_shadow_would_keep_is_refused():
+    """A slope and a weight that is turned before its product: nothing draws them anew."""
+    nodes = [
+        helper.make_node("PRelu", ["x", "slope"], ["p"]),
+        helper.make_node("Transpose", ["w"], ["v"], perm=[1, 0]),
+        helper.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    stored = [weight("slope", np.ones(4, np.float32)), weight("w", np.ones((3, 4), np.float32))]
+    model = model_of(nodes, [floats("x", [1, 4])], [floats("y", [1, 3])], stored)
+    graph = TorchGraph([model])
+    assert set(weights_kept(graph)) == {"slope", "w"}
+    with pytest.raises(GraphError, match="no fresh weights for"):
+        FreshGraph(graph, 0)

@@ -146,7 +146,8 @@ def test_an_audit_of_a_model_with_batch_norms_learns_from_matched_pictures(tmp_p
         seed=0,
     )
     ticks: list[None] = []
-    (loot,) = data_free(lab, lambda: ticks.append(None))
+    control, loot = data_free(lab, lambda: ticks.append(None))
+    assert control.defence == "control"
     assert lab.matched is not None
     assert lab.matched.shape == (4, 3, SIDE, SIDE)
     assert (lab.matched != lab.made[:4]).any()

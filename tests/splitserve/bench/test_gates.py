@@ -20,7 +20,7 @@ def test_a_gate_is_met_on_one_side_of_its_limit(counted: float, is_least: bool, 
     gate = Gate("X1", "what", "figure", np.float32(counted), 1.0, is_least)
     assert gate.is_met is is_met
     assert gate.as_row()["is_met"] is is_met
-    assert as_table([gate], "one").row_count == 1
+    assert as_table([gate.as_row()], "one").row_count == 1
 
 
 def test_a_figure_that_is_none_is_not_met():
