@@ -52,8 +52,10 @@ def draw_curves(audit: Audit) -> Figure:
         row[2].set_xscale("log")
         row[2].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         row[2].xaxis.set_minor_formatter(NullFormatter())
-    for axes in panels[0]:
-        axes.axhline(audit.baselines.mean_picture_psnr, color="#999999", linestyle="--")
+    guess = audit.baselines
+    for row, level in zip(panels, (guess.mean_picture_psnr, guess.mean_picture_ssim), strict=False):
+        for axes in row:
+            axes.axhline(level, color="#999999", linestyle="--")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5)
     return figure
