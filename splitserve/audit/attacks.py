@@ -75,12 +75,13 @@ def _learned(
         if plain.depth_of(target) is None:
             continue
         (received,) = lab.received(target, lab.attacked)
-        is_defended = target.transport.defence is not None
-        unaware = threat.model_copy(update={"adapts": not is_defended})
+        if target.transport.defence is None:
+            loot.append(_loot(target, name, threat, received, whole))
+            continue
+        lesson = _lesson(lab, target, (name, pictures), recipe, tick)
+        unaware = threat.model_copy(update={"adapts": False})
+        loot.append(_loot(target, name, threat, received, lesson))
         loot.append(_loot(target, name, unaware, received, whole))
-        if is_defended:
-            lesson = _lesson(lab, target, (name, pictures), recipe, tick)
-            loot.append(_loot(target, name, threat, received, lesson))
     return loot
 
 

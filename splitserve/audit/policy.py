@@ -125,8 +125,9 @@ def _reached(attempt: Attempt, rule: Rule, guess: Baselines) -> list[str]:
         (ssim.high, rule.ssim, "SSIM {:.2f}", ssim.low > guess.mean_picture_ssim),
         (psnr.high, rule.psnr, "PSNR {:.1f} dB", psnr.low > guess.mean_picture_psnr),
     )
+    name = attempt.attack if attempt.threat.adapts else f"{attempt.attack}, unaware of the defence"
     return [
-        f"{attempt.attack}: {text.format(high)} at the upper end, from {text.format(limit)} on"
+        f"{name}: {text.format(high)} at the upper end, from {text.format(limit)} on"
         for high, limit, text, counts in figures
         if counts and limit is not None and high >= limit
     ]

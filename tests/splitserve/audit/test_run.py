@@ -201,7 +201,7 @@ def test_cuts_may_differ_in_their_defences(calibrated_artifact: Path):
     assert set(cuts) == {target.name for target in plain.targets}
     first, second, *rest = (cuts[target.name] for target in plain.targets)
     assert (first.asked, len(first.attempts)) == ("withdrawn", 0)
-    assert [one.threat.adapts for one in second.attempts] == [False, True]
+    assert [one.threat.adapts for one in second.attempts] == [True, False]
     for cut in rest:
         assert [one.threat.adapts for one in cut.attempts] == [True]
 
