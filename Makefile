@@ -76,10 +76,10 @@ bench-plans: $(STAMP)  ## every way to run the artifact of bench-codec over emul
 
 bench-audit: $(STAMP)  ## the audit's acceptance gates on CIFAR-10 networks: make bench-audit ASSETS=DIR
 	@test -n "$(ASSETS)" || { echo "name a folder with weights/ and images/: make bench-audit ASSETS=DIR"; exit 2; }
-	$(BIN)/splitserve bench gates $(ASSETS)/weights/cifar10_resnet20.safetensors \
-	    --test $(ASSETS)/images/cifar10_test_2000.npz --train $(ASSETS)/images/cifar10_train_5000.npz $(ARGS)
-	$(BIN)/splitserve bench published \
-	    --test $(ASSETS)/images/cifar10_test_2000.npz --train $(ASSETS)/images/cifar10_train_5000.npz
+	@pictures="--test $(ASSETS)/images/cifar10_test_2000.npz --train $(ASSETS)/images/cifar10_train_5000.npz"; status=0; \
+	$(BIN)/splitserve bench gates $(ASSETS)/weights/cifar10_resnet20.safetensors $$pictures $(ARGS) || status=$$?; \
+	$(BIN)/splitserve bench published $$pictures || status=$$?; \
+	exit $$status
 
 golden:  ## decode and encode the golden bytes with another Python, of an ARM board say: make golden PYTHON=python3
 	$(PYTHON) tests/arm64/prove.py
