@@ -16,6 +16,7 @@ from splitserve.audit.subject import Floats
 COLOURS = ("#1b6ca8", "#c8553d", "#2f855a", "#d9a441", "#7a4fa3", "#4a5568")
 MARKERS = "osD^vP*X"
 GROUP = 5  # pictures that give most away, middling ones, and those that give least
+DECADE = 10  # times between the smallest and the largest: more goes on a logarithmic axis
 BLUR = 0.06  # of a picture's side
 
 METRICS: tuple[tuple[str, Callable[[Attempt], float]], ...] = (
@@ -49,9 +50,11 @@ def draw_curves(audit: Audit) -> Figure:
             axes.set_ylabel(title, fontsize=8.5)
             if metric is METRICS[2][1]:
                 axes.set_ylim(0, 103)
-        row[2].set_xscale("log")
-        row[2].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        row[2].xaxis.set_minor_formatter(NullFormatter())
+        sizes = [cut.bytes_up for cut in cuts]
+        if max(sizes, default=1) > DECADE * min(sizes, default=1):
+            row[2].set_xscale("log")
+            row[2].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            row[2].xaxis.set_minor_formatter(NullFormatter())
     guess = audit.baselines
     for row, level in zip(panels, (guess.mean_picture_psnr, guess.mean_picture_ssim), strict=False):
         for axes in row:

@@ -127,13 +127,13 @@ def run(options: Options) -> int:
                     arms[index].answers.append(_ask(agents[index], path))
                     progress.advance(task)
     result = _result(options, checked, arms, wanted, views)
+    if not options.as_json:
+        print_report(result, Console())
     if options.audit:
         last = artifact, splits[-1], options.build
         result["audit"] = str(audit_demo(*last, is_quiet=options.as_json))
     if options.as_json:
         print_document(result)
-    else:
-        print_report(result, Console())
     return 0
 
 
