@@ -6,15 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from splitserve.artifact import load_artifact
 from splitserve.audit import attacks, budget
 from splitserve.audit.budget import Budget
 from splitserve.audit.document import Audit, read_audit
-from splitserve.audit.images import procedural
 from splitserve.audit.work import WorkFolder
 from splitserve.bench.gates.reporting import strangers
 from splitserve.cli import main
@@ -29,15 +26,6 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def _small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budget.BUDGETS, "quick", Budget("quick", 16, 32, 12, 3, 6, 2, 4, 10))
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    for index, picture in enumerate(procedural(24, 40, 40, 9)):
-        pixels = (picture.transpose(1, 2, 0) * 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
-    return folder
 
 
 def words(artifact: Path, images: Path, output: Path, *more: str) -> list[str]:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cloud_service.tail import Tail
 from edge_agent.head import Head
 from splitserve.artifact import Artifact, Noise, Subset, Withdrawn, load_artifact
 from splitserve.audit.defences import parse_defence
-from splitserve.audit.images import procedural
 from splitserve.calibrate import read_inputs
 from splitserve.calibrate.inputs import model_input
 from splitserve.calibrate.whole import _Answers
@@ -25,15 +23,6 @@ from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.wire import NO_ID, Request, Section
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    for index, picture in enumerate(procedural(24, 40, 40, 9)):
-        pixels = (picture.transpose(1, 2, 0) * 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
-    return folder
 
 
 def defended(source: Path, target: Path, *more: str) -> Artifact:
