@@ -10,7 +10,7 @@ from torch.nn import functional
 from splitserve.agreement import best_class
 from splitserve.audit.device import to_array, to_tensor
 from splitserve.audit.document import Probe
-from splitserve.audit.laboratory import Laboratory, Target
+from splitserve.audit.laboratory import Attribute, Laboratory, Target
 from splitserve.audit.probe import read_attribute
 from splitserve.audit.subject import Floats, Subject, Transport
 from splitserve.runtime import RuntimeOptions, open_chain
@@ -65,9 +65,12 @@ class Answers:
             == best_class(whole)
             for seen, whole in zip(received, self._whole, strict=True)
         ]
-        if self._lab.material.attribute is None:
+        declared = self._lab.material.attribute
+        if declared is None:
             return np.array(hits), None
-        return np.array(hits), self._probe(self._received(target, target.transport))
+        if target.transport.observations > 1:
+            received = self._received(target, target.transport)
+        return np.array(hits), self._probe(declared, received)
 
     def _received(self, target: Target, transport: Transport) -> list[dict[str, Array]]:
         """Features at the model's own size, as the receiver gets them, picture by picture."""
@@ -78,10 +81,7 @@ class Answers:
             rows.append(dict(zip(target.egress, seen, strict=True)))
         return rows
 
-    def _probe(self, received: Sequence[Mapping[str, Array]]) -> Probe | None:
-        declared = self._lab.material.attribute
-        if declared is None:
-            return None
+    def _probe(self, declared: Attribute, received: Sequence[Mapping[str, Array]]) -> Probe:
         is_last = self._lab.subject.preprocess.layout == "NHWC"
         features = [
             np.concatenate([_pooled(tensor, is_last=is_last) for tensor in seen.values()])

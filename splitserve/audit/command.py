@@ -13,13 +13,13 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from splitserve.artifact import Artifact, Leakage, Manifest, load_artifact, write_artifact
+from splitserve.artifact import Artifact, Leakage, load_artifact, rewrite_manifest
 from splitserve.audit.attacks import ATTACKS, Loot, can_shadow, steps_of
 from splitserve.audit.budget import BUDGETS
 from splitserve.audit.defences import OWN, fit_defence, parse_defence
 from splitserve.audit.device import choose_device
 from splitserve.audit.document import Audit, CutAudit
-from splitserve.audit.laboratory import Laboratory, Target
+from splitserve.audit.laboratory import Laboratory, named_cuts, target_of
 from splitserve.audit.material import Folders, read_material
 from splitserve.audit.policy import read_policy
 from splitserve.audit.report import show, write_report
@@ -118,7 +118,9 @@ def run(options: Options) -> int:
     if options.write and list(options.defence) != [OWN]:
         raise UsageError("--write notes what the artifact does itself: first splitserve defend")
     started = datetime.now(UTC)
-    lab, labs, digests = _laboratories(options, artifact, _cuts(options, artifact.manifest))
+    lab, labs, digests = _laboratories(
+        options, artifact, named_cuts(artifact.manifest, options.cut)
+    )
     names = _possible(options, names, lab)
     work = WorkFolder(options.output / "work", _facts(options, artifact, (*digests, device)))
     loot = _attack(labs, names, work, console)
@@ -177,8 +179,7 @@ def write_levels(artifact: Artifact, audit: Audit, text: str) -> Artifact:
         for cut in artifact.manifest.cuts
     ]
     changed = artifact.manifest.model_copy(update={"cuts": tuple(cuts)})
-    files = {stored.file: artifact.read_file(stored) for stored in changed.files}
-    return write_artifact(artifact.root, changed, files)
+    return rewrite_manifest(artifact, changed)
 
 
 def _leakage(cut: CutAudit, audit: Audit, text: str) -> Leakage:
@@ -243,22 +244,13 @@ def _laboratories(
     size = (options.size, options.size) if options.size else crop
     if any(side > most for side, most in zip(size, crop, strict=True)):
         raise UsageError(f"--size {options.size}: the model's own size is {crop[0]} x {crop[1]}")
-    for text in options.defence:
-        parse_defence(text)
+    asked = {text: parse_defence(text) for text in options.defence}
     positions = sorted({manifest.position(name) for name in cuts})
-    targets = [
-        Target(
-            position,
-            manifest.positions[position],
-            tuple(spec.name for spec in manifest.egress(position)),
-            replace(
-                transport_of(artifact, position, options.codec, options.quality),
-                observations=options.observations,
-                seed=options.seed,
-            ),
-        )
-        for position in positions
-    ]
+    targets = []
+    for position in positions:
+        transport = transport_of(artifact, position, options.codec, options.quality)
+        seen = replace(transport, observations=options.observations, seed=options.seed)
+        targets.append(target_of(artifact, position, seen))
     folders = Folders(options.images, options.auxiliary, options.attribute)
     material, *digests = read_material(folders, manifest, size, budget, options.seed)
     plain = Laboratory(artifact, targets, material, budget, options.seed)
@@ -268,9 +260,8 @@ def _laboratories(
     for text in options.defence:
         fitted = own
         if text != OWN:
-            wanted = parse_defence(text)
             fitted = [
-                fit_defence(wanted, artifact, position, material.whole, chain, options.seed)
+                fit_defence(asked[text], artifact, position, material.whole, chain, options.seed)
                 for position in positions
             ]
         lab = plain.behind(fitted)
@@ -290,15 +281,6 @@ def _limits(options: Options, names: Sequence[str]) -> tuple[str, ...]:
         *([repeated] if options.observations == 1 else []),
         *([attribute] if options.attribute is None else []),
     )
-
-
-def _cuts(options: Options, manifest: Manifest) -> list[str]:
-    cuts = [cut.name for cut in manifest.cuts]
-    wanted = cuts if list(options.cut) == ["all"] else list(options.cut)
-    for name in wanted:
-        if name not in cuts:
-            raise UsageError(f"--cut: no cut {name!r} here; there are: {', '.join(cuts)}")
-    return wanted
 
 
 def _facts(options: Options, artifact: Artifact, where: tuple[str, str, str]) -> dict[str, object]:

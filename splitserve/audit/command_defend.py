@@ -14,9 +14,10 @@ from splitserve.artifact import (
     Estimate,
     Withdrawn,
     load_artifact,
-    write_artifact,
+    rewrite_manifest,
 )
 from splitserve.audit.defences import fit_defence, parse_defence
+from splitserve.audit.laboratory import named_cuts
 from splitserve.audit.material import draw_pictures, read_pictures
 from splitserve.audit.report import show_defence
 from splitserve.audit.subject import Floats, Subject, Transport
@@ -59,11 +60,7 @@ def run(options: Options) -> int:
     """Fit, write and say what it costs."""
     artifact = load_artifact(options.artifact)
     manifest, asked = artifact.manifest, parse_defence(options.defence)
-    names = [cut.name for cut in manifest.cuts]
-    wanted = names if options.cut == ["all"] else options.cut
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise UsageError(f"--cut: no cut {unknown[0]!r} here; there are: {', '.join(names)}")
+    wanted = named_cuts(manifest, options.cut)
     pictures = _pictures(
         options, artifact, is_needed=asked is not None and asked.kind != "withdrawn"
     )
@@ -77,8 +74,7 @@ def run(options: Options) -> int:
     is_fitted = any(cut.calibration or cut.exit for cut in cuts)
     inputs = manifest.calibrated_on if is_fitted else ()
     changed = manifest.model_copy(update={"cuts": tuple(cuts), "calibrated_on": inputs})
-    files = {stored.file: artifact.read_file(stored) for stored in changed.files}
-    written = write_artifact(artifact.root, changed, files)
+    written = rewrite_manifest(artifact, changed)
     _show(rows, written, as_json=options.as_json)
     return 0
 

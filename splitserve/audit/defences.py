@@ -165,6 +165,11 @@ def _channel_axis(spec: TensorSpec) -> int:
     return axis
 
 
+def _means(features: Floats, axis: int) -> Floats:
+    """Of every channel."""
+    return np.asarray(np.moveaxis(features, axis, 0).reshape(features.shape[axis], -1).mean(axis=1))
+
+
 def _costs(
     chain: Chain,
     position: int,
@@ -187,7 +192,7 @@ def _costs(
 
     before, costs = answers(some), []
     for number, (axis, all_of) in enumerate(zip(axes, features, strict=True)):
-        means = np.moveaxis(all_of, axis, 0).reshape(all_of.shape[axis], -1).mean(axis=1)
+        means = _means(all_of, axis)
         cost = np.zeros(len(means))
         for channel, mean in enumerate(means):
             changed = list(some)
@@ -206,7 +211,7 @@ def _subset(
 ) -> Subset:
     constants = []
     for axis, one, cost in zip(axes, features, costs, strict=True):
-        means = np.moveaxis(one, axis, 0).reshape(one.shape[axis], -1).mean(axis=1)
+        means = _means(one, axis)
         kept = max(1, math.ceil(asked.amount * len(cost)))
         order = np.argsort(-cost, kind="stable")
         dropped = set(order[kept:].tolist())

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from torch import Tensor
 
-from splitserve.artifact import Artifact, Defence, Withdrawn
+from splitserve.artifact import Artifact, Defence, Manifest, Withdrawn
 from splitserve.audit.budget import Budget
 from splitserve.audit.images import procedural
 from splitserve.audit.inverse import Border, Inverse, Pairs, find_borders
@@ -43,6 +43,27 @@ class Target:
     def asked(self) -> str:
         """The defence for people."""
         return self.transport.defence.asked if self.transport.defence else "none"
+
+
+def target_of(artifact: Artifact, position: int, transport: Transport) -> Target:
+    """A cut by its position."""
+    manifest = artifact.manifest
+    egress = tuple(spec.name for spec in manifest.egress(position))
+    return Target(position, manifest.positions[position], egress, transport)
+
+
+def named_cuts(manifest: Manifest, names: Sequence[str]) -> list[str]:
+    """Cuts that somebody names; every one for `all`.
+
+    Raises:
+        UsageError: no such cut.
+    """
+    cuts = [cut.name for cut in manifest.cuts]
+    wanted = cuts if list(names) == ["all"] else list(names)
+    for name in wanted:
+        if name not in cuts:
+            raise UsageError(f"--cut: no cut {name!r} here; there are: {', '.join(cuts)}")
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,11 +56,13 @@ def read_material(
     whole = read_pictures(paths[: budget.pictures], preprocess, preprocess.crop)
     digests = _digests(paths)
     others: list[Path] = []
+    other_digests: list[str] = []
     labels: list[int] = []
     if folders.auxiliary is not None:
         others = draw_pictures(folders.auxiliary, budget.made, seed)
         labels = _labels(folders.auxiliary, others)
-        same = set(digests) & set(_digests(others))
+        other_digests = _digests(others)
+        same = set(digests) & set(other_digests)
         if same:
             raise UsageError(
                 f"{len(same)} pictures of {folders.auxiliary} are attacked too; an attacker who"
@@ -76,7 +78,7 @@ def read_material(
         labels=labels,
         attribute=attribute,
     )
-    return material, _summary(digests), _summary([*_digests(others), *map(str, labels)])
+    return material, _summary(digests), _summary([*other_digests, *map(str, labels)])
 
 
 def _digests(paths: Sequence[Path]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from splitserve.artifact import Artifact, Defence
 from splitserve.audit.budget import Budget
 from splitserve.audit.defences import fit_defence, parse_defence
-from splitserve.audit.laboratory import Laboratory, Material, Target
+from splitserve.audit.laboratory import Laboratory, Material, target_of
 from splitserve.audit.subject import Floats, Transport
 from splitserve.runtime import RuntimeOptions, open_chain
 from splitserve.split import choose_cuts, load_graph, recipe_of, split_model
@@ -52,12 +52,7 @@ def laboratory_of(
     """A laboratory without codec and defence."""
     manifest = artifact.manifest
     targets = [
-        Target(
-            position,
-            manifest.positions[position],
-            tuple(spec.name for spec in manifest.egress(position)),
-            Transport(None, "none", seed=seed),
-        )
+        target_of(artifact, position, Transport(None, "none", seed=seed))
         for position in sorted(manifest.position(name) for name in cuts)
     ]
     return Laboratory(artifact, targets, material, budget, seed)
